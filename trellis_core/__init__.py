@@ -1,0 +1,1 @@
+"""TRELLIS.2 Core: one picture to a textured 3D model, in plain PyTorch."""

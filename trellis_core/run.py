@@ -1,0 +1,55 @@
+"""What a run is allowed to use and whom it tells: device, dtype, memory budget, progress, cancel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from .errors import Cancelled
+
+Report = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Handed down every long call; nothing below it picks a device or talks to a host on its own.
+
+    Attributes:
+        device: where networks compute. Results always come back on the CPU.
+        dtype: torso dtype of the networks; None keeps what the checkpoint's config says where the device is fast in it.
+        memory_budget: bytes the run may use, None for no limit.
+        on_progress: called with (fraction of the whole run in 0..1, name of the step).
+        is_cancelled: polled often; True makes the next `report` or `check` raise `Cancelled`.
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype | None = None
+    memory_budget: int | None = None
+    on_progress: Report | None = None
+    is_cancelled: Callable[[], bool] | None = None
+    _span: tuple[float, float] = (0.0, 1.0)
+    _name: str = ""
+
+    def check(self) -> None:
+        """Raise `Cancelled` if the user asked to stop. Call at least every half second of work."""
+        if self.is_cancelled is not None and self.is_cancelled():
+            raise Cancelled("The run was cancelled.")
+
+    def report(self, fraction: float, name: str = "") -> None:
+        """Say that `fraction` (0..1) of this context's part is done, and `check`."""
+        self.check()
+        if self.on_progress is not None:
+            start, stop = self._span
+            self.on_progress(start + (stop - start) * min(max(fraction, 0.0), 1.0), name or self._name)
+
+    def part(self, start: float, stop: float, name: str) -> RunContext:
+        """A context for a sub-step whose 0..1 is this context's start..stop."""
+        low, high = self._span
+        width = high - low
+        return replace(self, _span=(low + width * start, low + width * stop), _name=name)
+
+
+QUIET = RunContext()
+"""A context on the CPU that nobody listens to: the default of every public function."""
