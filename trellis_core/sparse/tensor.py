@@ -1,0 +1,70 @@
+"""Sparse voxel rows: features with integer coordinates, and the 64-bit keys that order them.
+
+A coordinate row is int32 (sample, x, y, z). Rows of one sample are contiguous and samples appear in order 0..B-1
+(spec A notation, B 1.1). There is no implicit cache: neighbour maps and resampling plans are passed by hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+AXIS_BITS = 16
+"""Bits a packed key spends on each of x, y and z; the sample index has the rest."""
+
+
+@dataclass(frozen=True)
+class SparseTensor:
+    """Features on active voxels.
+
+    Attributes:
+        feats: float [N, C].
+        coords: int32 [N, 4] rows (sample, x, y, z).
+    """
+
+    feats: Tensor
+    coords: Tensor
+
+    def lengths(self, samples: int | None = None) -> list[int]:
+        """Number of rows of each sample (see `sample_lengths`)."""
+        return sample_lengths(self.coords, samples)
+
+    def with_feats(self, feats: Tensor) -> SparseTensor:
+        """The same voxels with other features [N, C']."""
+        return replace(self, feats=feats)
+
+    def split(self, samples: int | None = None) -> list[SparseTensor]:
+        """One sparse tensor per sample, its sample index renumbered to 0."""
+        lengths = self.lengths(samples)
+        single = self.coords.clone()
+        single[:, 0] = 0
+        return [SparseTensor(f, c) for f, c in zip(self.feats.split(lengths), single.split(lengths), strict=True)]
+
+
+def sample_lengths(coords: Tensor, samples: int | None = None) -> list[int]:
+    """Rows per sample of coords int32 [N, 4]; `samples` counts trailing samples without rows too."""
+    return torch.bincount(coords[:, 0].long(), minlength=samples or 0).tolist()
+
+
+def pack_keys(coords: Tensor) -> Tensor:
+    """int64 [N] keys of coords [N, 4] that sort like the rows, lexicographically (sample, x, y, z).
+
+    Every coordinate is stored plus one, so that the key of a neighbour one cell outside the grid never runs into
+    another row's field. Coordinates must lie in 0..65533, samples in 0..32767.
+    """
+    sample, x, y, z = coords.long().unbind(1)
+    return ((((sample << AXIS_BITS) + x + 1 << AXIS_BITS) + y + 1) << AXIS_BITS) + z + 1
+
+
+def unpack_keys(keys: Tensor) -> Tensor:
+    """coords int32 [N, 4] from the keys of `pack_keys`."""
+    mask = (1 << AXIS_BITS) - 1
+    x, y, z = ((keys >> shift & mask) - 1 for shift in (2 * AXIS_BITS, AXIS_BITS, 0))
+    return torch.stack([keys >> 3 * AXIS_BITS, x, y, z], dim=1).int()
+
+
+def unique_coords(coords: Tensor) -> Tensor:
+    """Distinct rows of coords [N, 4] in lexicographic order, int32."""
+    return unpack_keys(torch.unique(pack_keys(coords)))

@@ -1,0 +1,148 @@
+"""Blocks of the sparse autoencoders (spec B 1.3). Attribute names are the published parameter names.
+
+Blocks see plain feature rows [N, C] beside the neighbour map of their voxels.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..sparse.conv import NeighborMap, SubmanifoldConv3d
+from ..sparse.resample import ResamplePlan, channel_to_space, downsample_mean, space_to_channel, upsample_nearest
+
+BLOCK_EPS = 1e-6
+
+
+def plain_norm(x: Tensor, eps: float = BLOCK_EPS) -> Tensor:
+    """Layer norm over channels without parameters, in float32, cast back."""
+    return F.layer_norm(x.float(), x.shape[1:], eps=eps).to(x.dtype)
+
+
+def _affine_norm(norm: nn.Module, x: Tensor) -> Tensor:
+    return norm(x.float()).to(x.dtype)
+
+
+def zeroed(layer: nn.Module) -> nn.Module:
+    """The layer with all parameters zero: a residual branch that starts as nothing."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+class SparseConvNeXtBlock3d(nn.Module):
+    """x + MLP(norm(conv(x))), hidden width 4 C, SiLU."""
+
+    def __init__(self, channels: int, *, ops: ModuleType = nn, device=None, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.conv = SubmanifoldConv3d(channels, channels, device=device, dtype=dtype)
+        self.norm = ops.LayerNorm(channels, eps=BLOCK_EPS, device=device, dtype=torch.float32)
+        self.mlp = nn.Sequential(
+            ops.Linear(channels, 4 * channels, device=device, dtype=dtype),
+            nn.SiLU(),
+            zeroed(ops.Linear(4 * channels, channels, device=device, dtype=dtype)),
+        )
+
+    def forward(self, x: Tensor, nmap: NeighborMap) -> Tensor:
+        return x + self.mlp(_affine_norm(self.norm, self.conv(x, nmap)))
+
+
+class _ResampleBlock(nn.Module):
+    """norm1 -> SiLU -> conv1 and resampling -> plain norm -> SiLU -> conv2, beside a resampled skip."""
+
+    def __init__(
+        self, channels: int, middle: int, out_channels: int, *, ops: ModuleType, device, dtype: torch.dtype | None
+    ) -> None:
+        super().__init__()
+        self.channels, self.out_channels = channels, out_channels
+        self.norm1 = ops.LayerNorm(channels, eps=BLOCK_EPS, device=device, dtype=torch.float32)
+        self.conv1 = SubmanifoldConv3d(channels, middle, device=device, dtype=dtype)
+        self.conv2 = zeroed(SubmanifoldConv3d(out_channels, out_channels, device=device, dtype=dtype))
+
+    def _enter(self, x: Tensor) -> Tensor:
+        return F.silu(_affine_norm(self.norm1, x))
+
+    def _leave(self, h: Tensor, nmap: NeighborMap) -> Tensor:
+        return self.conv2(F.silu(plain_norm(h)), nmap)
+
+
+class _UpBlock(_ResampleBlock):
+    """An up-stage; `to_subdiv` tells from the raw block input which children exist."""
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        pred_subdiv: bool = True,
+        *,
+        middle: int,
+        ops: ModuleType = nn,
+        device=None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(channels, middle, out_channels, ops=ops, device=device, dtype=dtype)
+        if pred_subdiv:
+            self.to_subdiv = ops.Linear(channels, 8, device=device, dtype=dtype)
+
+
+class SparseResBlockC2S3d(_UpBlock):
+    """Up-stage C -> O by channel-to-space. Needs C % 8 == 0 and O % (C / 8) == 0."""
+
+    def __init__(self, channels: int, out_channels: int, pred_subdiv: bool = True, **layer) -> None:
+        super().__init__(channels, out_channels, pred_subdiv, middle=8 * out_channels, **layer)
+
+    def forward(self, x: Tensor, coarse: NeighborMap, plan: ResamplePlan) -> Tensor:
+        """x [N, C] on the coarse voxels -> [F, O] on the plan's fine voxels."""
+        h = channel_to_space(self.conv1(self._enter(x), coarse), plan)
+        skip = channel_to_space(x, plan).repeat_interleave(self.out_channels * 8 // self.channels, dim=1)
+        return self._leave(h, plan.neighbors) + skip
+
+
+class SparseResBlockUpsample3d(_UpBlock):
+    """Up-stage C -> O by copying parents (not in the published weights)."""
+
+    def __init__(self, channels: int, out_channels: int, pred_subdiv: bool = True, **layer) -> None:
+        super().__init__(channels, out_channels, pred_subdiv, middle=out_channels, **layer)
+        self.skip_connection = _skip(channels, out_channels, **layer)
+
+    def forward(self, x: Tensor, coarse: NeighborMap, plan: ResamplePlan) -> Tensor:
+        """x [N, C] on the coarse voxels -> [F, O] on the plan's fine voxels."""
+        h = self.conv1(upsample_nearest(self._enter(x), plan), plan.neighbors)
+        return self._leave(h, plan.neighbors) + self.skip_connection(upsample_nearest(x, plan))
+
+
+class SparseResBlockS2C3d(_ResampleBlock):
+    """Down-stage C -> O by space-to-channel. Needs O % 8 == 0 and 8 C % O == 0."""
+
+    def __init__(self, channels: int, out_channels: int, *, ops: ModuleType = nn, device=None, dtype=None) -> None:
+        super().__init__(channels, out_channels // 8, out_channels, ops=ops, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor, plan: ResamplePlan, coarse: NeighborMap) -> Tensor:
+        """x [F, C] on the plan's fine voxels -> [N, O] on the voxels of `coarse`."""
+        h = space_to_channel(self.conv1(self._enter(x), plan.neighbors), plan, coarse.rows)
+        skip = space_to_channel(x, plan, coarse.rows).view(coarse.rows, self.out_channels, 8 * self.channels // self.out_channels)
+        return self._leave(h, coarse) + skip.mean(dim=2)
+
+
+class SparseResBlockDownsample3d(_ResampleBlock):
+    """Down-stage C -> O by averaging the children that exist (not in the published weights)."""
+
+    def __init__(self, channels: int, out_channels: int, *, ops: ModuleType = nn, device=None, dtype=None) -> None:
+        super().__init__(channels, out_channels, out_channels, ops=ops, device=device, dtype=dtype)
+        self.skip_connection = _skip(channels, out_channels, ops=ops, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor, plan: ResamplePlan, coarse: NeighborMap) -> Tensor:
+        """x [F, C] on the plan's fine voxels -> [N, O] on the voxels of `coarse`."""
+        h = self.conv1(downsample_mean(self._enter(x), plan, coarse.rows), coarse)
+        return self._leave(h, coarse) + self.skip_connection(downsample_mean(x, plan, coarse.rows))
+
+
+def _skip(channels: int, out_channels: int, *, ops: ModuleType = nn, device=None, dtype=None) -> nn.Module:
+    return nn.Identity() if channels == out_channels else ops.Linear(channels, out_channels, device=device, dtype=dtype)
+
+
+UP_BLOCKS = {block.__name__: block for block in (SparseResBlockC2S3d, SparseResBlockUpsample3d)}
+DOWN_BLOCKS = {block.__name__: block for block in (SparseResBlockS2C3d, SparseResBlockDownsample3d)}
