@@ -7,6 +7,7 @@ the opposite of v is 26 - v. A neighbour relation holds both ways, so the map st
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,10 +18,34 @@ from torch import Tensor, nn
 from .tensor import AXIS_BITS, pack_keys
 
 TAPS, CENTRE = 27, 13
-ROW_BLOCK = 16384
-"""Rows that gather-GEMM-scatter works on at a time, so that what it gathers and scatters stays in cache."""
-COLUMN_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
-"""Largest patch matrix of the im2col path."""
+ROW_BLOCK = 2048
+"""Rows worked on at a time on the CPU, so that the products of a block stay in cache."""
+COLUMN_BYTES = 256 << 20
+"""Largest patch matrix elsewhere."""
+
+
+@dataclass(frozen=True)
+class TapBlock:
+    """The neighbour pairs of a run of rows, ordered by tap and compact.
+
+    Attributes:
+        rows: slice of the output rows.
+        sources: per tap, int32 rows of the neighbours that exist.
+        bag: int32 [pairs] positions of a row's pairs in the concatenated `sources`, row after row.
+        offsets: int32 [rows] where each row's share of `bag` begins.
+    """
+
+    rows: slice
+    sources: list[Tensor]
+    bag: Tensor
+    offsets: Tensor
+
+    @cached_property
+    def targets(self) -> list[Tensor]:
+        """Per tap, int64 output rows of the pairs, counted from the block's first row."""
+        ends = torch.cat([self.offsets[1:], self.offsets.new_tensor([len(self.bag)])])
+        row = torch.arange(len(ends)).repeat_interleave(ends - self.offsets)
+        return torch.empty_like(row).index_copy_(0, self.bag.long(), row).split([len(s) for s in self.sources])
 
 
 @dataclass(frozen=True)
@@ -28,67 +53,75 @@ class NeighborMap:
     """Which rows are neighbours of which; built once per level and shared by all its convolutions.
 
     Attributes:
-        forward: int32 [13, N]. For tap 14 + t, the row of the neighbour of the n-th voxel in key order, or -1.
-        order: int32 [N] rows in key order, or None if the rows are in key order already.
+        table: int32 [27, N], row of every tap's neighbour, -1 where there is none.
     """
 
-    forward: Tensor
-    order: Tensor | None
+    table: Tensor
 
     @classmethod
     def build(cls, coords: Tensor) -> NeighborMap:
         """Map of coords int32 [N, 4], distinct rows in any order; samples never mix.
 
-        Neighbours along z are adjacent in key order, so one search finds three taps: four searches find all.
+        Neighbours along z are adjacent in key order, so one search finds three taps, and four searches find the 13
+        taps above the centre. The 13 below are the same pairs seen from the other side.
         """
         keys, order = pack_keys(coords), None
         if not bool((keys[1:] > keys[:-1]).all()):
             keys, order = keys.sort()
         rows = keys.shape[0]
-        forward = torch.full((TAPS - CENTRE - 1, rows), -1, dtype=torch.int32, device=coords.device)
+        table = torch.full((TAPS, rows), -1, dtype=torch.int32, device=coords.device)
         if rows:
-            ids = torch.arange(rows, dtype=torch.int32, device=coords.device) if order is None else order.int()
-            forward[0, :-1] = torch.where(keys[1:] == keys[:-1] + 1, ids[1:], -1)
+            ids = torch.arange(rows, dtype=torch.int32, device=coords.device)
+            table[CENTRE] = ids
+            _link(table, CENTRE + 1, keys[1:] == keys[:-1] + 1, ids[1:].long())
             for column, (dx, dy) in enumerate([(0, 1), (1, -1), (1, 0), (1, 1)]):
                 wanted = keys + (((dx << AXIS_BITS) + dy << AXIS_BITS) - 1)
-                at = torch.searchsorted(keys, wanted)
+                at = torch.searchsorted(keys, wanted).clamp_(max=rows - 1)
                 for step in range(3):
-                    at.clamp_(max=rows - 1)
-                    found = keys[at] == wanted
-                    forward[1 + 3 * column + step] = torch.where(found, ids[at], -1)
-                    at += found
+                    found = keys.index_select(0, at) == wanted
+                    _link(table, CENTRE + 2 + 3 * column + step, found, at)
+                    at = (at + found).clamp_(max=rows - 1)
                     wanted += 1
-        return cls(forward, None if order is None else order.int())
+        return cls(table if order is None else _reorder(table, order))
 
     @property
     def rows(self) -> int:
-        return self.forward.shape[1]
+        return self.table.shape[1]
 
     @cached_property
-    def segments(self) -> list[tuple[int, Tensor, Tensor]]:
-        """(tap, rows, neighbours) int32 index pairs of the taps above the centre, in blocks of ROW_BLOCK rows."""
-        found = []
-        for start in range(0, self.rows, ROW_BLOCK):
-            block = self.forward[:, start : start + ROW_BLOCK]
-            tap, at = (block >= 0).nonzero(as_tuple=True)
-            neighbours = block[tap, at]
-            at += start
-            rows = at.int() if self.order is None else self.order[at]
-            lengths = torch.bincount(tap, minlength=CENTRE).tolist()
-            for t, r, n in zip(range(CENTRE), rows.split(lengths), neighbours.split(lengths), strict=True):
-                if r.numel():
-                    found.append((CENTRE + 1 + t, r, n))
-        return found
+    def blocks(self) -> list[TapBlock]:
+        """The pairs in blocks of ROW_BLOCK rows, as gather-GEMM-scatter on the CPU reads them."""
+        return [_block(self.table, start) for start in range(0, self.rows, ROW_BLOCK)]
 
     @cached_property
-    def table(self) -> Tensor:
-        """int32 [N, 27]: row of every tap's neighbour, N where there is none."""
-        table = torch.full((self.rows, TAPS), self.rows, dtype=torch.int32, device=self.forward.device)
-        table[:, CENTRE] = torch.arange(self.rows, dtype=torch.int32, device=table.device)
-        for tap, rows, neighbours in self.segments:
-            table[rows, tap] = neighbours
-            table[neighbours, TAPS - 1 - tap] = rows
-        return table
+    def patches(self) -> Tensor:
+        """int32 [N, 27]: the table by rows, with N where there is no neighbour."""
+        return torch.where(self.table < 0, self.rows, self.table).t().contiguous()
+
+
+def _link(table: Tensor, tap: int, found: Tensor, at: Tensor) -> None:
+    """Enter the pairs (n, at[n]) where found[n] bool holds at `tap` and, seen from the neighbour, at its opposite."""
+    row = found.nonzero().squeeze(1)
+    neighbour = at.index_select(0, row)
+    table[tap].index_copy_(0, row, neighbour.int())
+    table[TAPS - 1 - tap].index_copy_(0, neighbour, row.int())
+
+
+def _reorder(table: Tensor, order: Tensor) -> Tensor:
+    """The table of rows in key order, for the rows as they stand: row order[k] is the k-th in key order."""
+    rank = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
+    named = torch.cat([order.int(), order.new_tensor([-1], dtype=torch.int32)])  # -1 indexes the last entry: itself
+    return named[table.index_select(1, rank).long()]
+
+
+def _block(table: Tensor, start: int) -> TapBlock:
+    part = table[:, start : start + ROW_BLOCK]
+    mask = part >= 0
+    sources = part[mask].split(mask.sum(1).tolist())
+    place = mask.view(-1).cumsum(0, dtype=torch.int32).sub_(1).view_as(part)
+    count = mask.sum(0, dtype=torch.int32)
+    bag = place.t()[mask.t()]
+    return TapBlock(slice(start, start + part.shape[1]), sources, bag, (count.cumsum(0) - count).int())
 
 
 def submanifold_conv3d(feats: Tensor, weight: Tensor, bias: Tensor, nmap: NeighborMap) -> Tensor:
@@ -104,7 +137,7 @@ def submanifold_conv3d_reference(feats: Tensor, weight: Tensor, bias: Tensor, nm
     """`submanifold_conv3d` as it reads on paper: every tap gathers its neighbours, zeros where there is none."""
     wide = torch.promote_types(feats.dtype, torch.float32)
     padded = F.pad(feats.to(wide), (0, 0, 0, 1))
-    patches = padded[nmap.table.long()]  # [N, 27, Ci]
+    patches = padded[nmap.patches.long()]  # [N, 27, Ci]
     return (torch.einsum("nvi,ovi->no", patches, weight.to(wide).flatten(1, 3)) + bias.to(wide)).to(feats.dtype)
 
 
@@ -131,59 +164,60 @@ class _Conv(torch.autograd.Function):
         return grad_feats, grad_weight, grad.sum(0, dtype=ctx.bias_dtype) if need_bias else None, None
 
 
-def _use_columns(feats: Tensor, channels: int) -> bool:
-    """Whether one GEMM over zero-padded patches beats a GEMM per tap over the neighbours that exist."""
-    return feats.device.type != "cpu" or channels <= 32
-
-
 def _compute_dtype(feats: Tensor) -> torch.dtype:
     """CPUs are slow in half precision and round every partial sum; GPUs accumulate in float32 by themselves."""
     return torch.promote_types(feats.dtype, torch.float32) if feats.device.type == "cpu" else feats.dtype
-
-
-def _columns(feats: Tensor, nmap: NeighborMap):
-    """Yield (row slice, patch matrix [rows, 27 C]) small enough to stay in cache."""
-    rows, channels = feats.shape
-    padded = F.pad(feats, (0, 0, 0, 1))
-    step = max(256, COLUMN_BYTES.get(feats.device.type, 64 << 20) // (TAPS * channels * feats.element_size()))
-    for start in range(0, rows, step):
-        index = nmap.table[start : start + step]
-        yield slice(start, start + index.shape[0]), padded.index_select(0, index.view(-1)).view(-1, TAPS * channels)
 
 
 def _convolve(feats: Tensor, weight: Tensor, bias: Tensor | None, nmap: NeighborMap) -> Tensor:
     dtype = _compute_dtype(feats)
     x, w = feats.to(dtype), weight.to(dtype)
     b = x.new_zeros(w.shape[0]) if bias is None else bias.to(dtype)
-    if _use_columns(x, x.shape[1]):
-        out = x.new_empty(x.shape[0], w.shape[0])
+    out = x.new_empty(x.shape[0], w.shape[0])
+    if x.device.type == "cpu":
+        _sum_pairs(x, w.flatten(1, 3).permute(1, 2, 0), b, nmap, out)
+    else:
         matrix = w.flatten(1).t()
         for rows, patches in _columns(x, nmap):
             torch.addmm(b, patches, matrix, out=out[rows])
-        return out.to(feats.dtype)
-    taps = w.flatten(1, 3).permute(1, 2, 0)  # [27, Ci, Co]
-    out = torch.addmm(b, x, taps[CENTRE])
-    for tap, rows, neighbours in nmap.segments:
-        out.index_add_(0, rows, x.index_select(0, neighbours) @ taps[tap])
-        out.index_add_(0, neighbours, x.index_select(0, rows) @ taps[TAPS - 1 - tap])
     return out.to(feats.dtype)
+
+
+def _sum_pairs(x: Tensor, taps: Tensor, bias: Tensor, nmap: NeighborMap, out: Tensor) -> None:
+    """Gather, GEMM and sum over the neighbours that exist; taps [27, Ci, Co]. One GEMM a tap, one pass of sums."""
+    matrices = taps.unbind()
+    for block in nmap.blocks:
+        products = x.new_empty(len(block.bag), out.shape[1])
+        parts = products.split([len(s) for s in block.sources])
+        for matrix, source, part in zip(matrices, block.sources, parts, strict=True):
+            torch.mm(x.index_select(0, source), matrix, out=part)
+        torch.add(F.embedding_bag(block.bag, products, block.offsets, mode="sum"), bias, out=out[block.rows])
 
 
 def _weight_gradient(feats: Tensor, grad: Tensor, nmap: NeighborMap) -> Tensor:
     """[Co, 27 Ci] gradient of the weight."""
     dtype = _compute_dtype(feats)
     x, g = feats.to(dtype), grad.to(dtype)
-    if _use_columns(x, x.shape[1]):
-        total = x.new_zeros(g.shape[1], TAPS * x.shape[1])
-        for rows, patches in _columns(x, nmap):
-            total.addmm_(g[rows].t(), patches)
-        return total
-    total = x.new_zeros(TAPS, g.shape[1], x.shape[1])
-    total[CENTRE] = g.t() @ x
-    for tap, rows, neighbours in nmap.segments:
-        total[tap].addmm_(g.index_select(0, rows).t(), x.index_select(0, neighbours))
-        total[TAPS - 1 - tap].addmm_(g.index_select(0, neighbours).t(), x.index_select(0, rows))
-    return total.transpose(0, 1).reshape(g.shape[1], -1)
+    if x.device.type == "cpu":
+        total = x.new_zeros(TAPS, g.shape[1], x.shape[1])
+        for block in nmap.blocks:
+            own = g[block.rows]
+            for part, source, target in zip(total.unbind(), block.sources, block.targets, strict=True):
+                part.addmm_(own.index_select(0, target).t(), x.index_select(0, source))
+        return total.transpose(0, 1).reshape(g.shape[1], -1)
+    total = x.new_zeros(g.shape[1], TAPS * x.shape[1], dtype=torch.float32)
+    for rows, patches in _columns(x, nmap):
+        total += g[rows].t() @ patches
+    return total
+
+
+def _columns(x: Tensor, nmap: NeighborMap) -> Iterator[tuple[slice, Tensor]]:
+    """Row slices with their patch matrix [rows, 27 C], zeros for absent neighbours."""
+    padded = F.pad(x, (0, 0, 0, 1))
+    step = max(256, COLUMN_BYTES // (TAPS * x.shape[1] * x.element_size()))
+    for start in range(0, len(x), step):
+        index = nmap.patches[start : start + step]
+        yield slice(start, start + len(index)), padded.index_select(0, index.view(-1)).view(len(index), -1)
 
 
 class SubmanifoldConv3d(nn.Module):
