@@ -38,3 +38,17 @@ def test_conv_gradients(monkeypatch, shuffle):
     nmap = NeighborMap.build(random_coords(0, grid=3, shuffle=shuffle))
     args = [torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((nmap.rows, 2), (3, 3, 3, 3, 2), (3,))]
     assert torch.autograd.gradcheck(lambda *a: submanifold_conv3d(*a, nmap), args)
+
+
+def test_patch_path_agrees_with_pair_path(monkeypatch):
+    """The path of other devices, run here on the CPU, forward and backward."""
+    nmap = NeighborMap.build(random_coords(1))
+    grads = []
+    for path in (conv._sum_pairs, conv._multiply_patches):
+        monkeypatch.setattr(conv, "_sum_pairs", path)
+        torch.manual_seed(0)
+        args = [torch.randn(*s, requires_grad=True) for s in ((nmap.rows, 5), (4, 3, 3, 3, 5), (4,))]
+        out = submanifold_conv3d(*args, nmap)
+        grads.append([out, *torch.autograd.grad((out * torch.arange(4)).sum(), args)])
+    for pair, patch in zip(*grads, strict=True):
+        torch.testing.assert_close(pair, patch, atol=2e-4, rtol=1e-5)

@@ -7,7 +7,6 @@ the opposite of v is 26 - v. A neighbour relation holds both ways, so the map st
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,8 +19,10 @@ from .tensor import AXIS_BITS, pack_keys
 TAPS, CENTRE = 27, 13
 ROW_BLOCK = 2048
 """Rows worked on at a time on the CPU, so that the products of a block stay in cache."""
-COLUMN_BYTES = 256 << 20
-"""Largest patch matrix elsewhere."""
+COLUMN_BLOCK = 128
+"""Output channels worked on at a time on the CPU, for the same reason."""
+PATCH_BYTES = 256 << 20
+"""Largest patch matrix on other devices."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,16 @@ class TapBlock:
     offsets: Tensor
 
     @cached_property
+    def lengths(self) -> list[int]:
+        """Pairs per tap."""
+        return [len(source) for source in self.sources]
+
+    @cached_property
     def targets(self) -> list[Tensor]:
         """Per tap, int64 output rows of the pairs, counted from the block's first row."""
         ends = torch.cat([self.offsets[1:], self.offsets.new_tensor([len(self.bag)])])
         row = torch.arange(len(ends)).repeat_interleave(ends - self.offsets)
-        return torch.empty_like(row).index_copy_(0, self.bag.long(), row).split([len(s) for s in self.sources])
+        return torch.empty_like(row).index_copy_(0, self.bag.long(), row).split(self.lengths)
 
 
 @dataclass(frozen=True)
@@ -145,23 +151,31 @@ class _Conv(torch.autograd.Function):
     @staticmethod
     def forward(ctx, feats: Tensor, weight: Tensor, bias: Tensor, nmap: NeighborMap) -> Tensor:
         ctx.save_for_backward(feats, weight)
-        ctx.nmap = nmap
-        ctx.bias_dtype = bias.dtype
-        return _convolve(feats, weight, bias, nmap)
+        ctx.nmap, ctx.bias_dtype = nmap, bias.dtype
+        dtype = _compute_dtype(feats)
+        convolve = _sum_pairs if feats.device.type == "cpu" else _multiply_patches
+        taps = weight.to(dtype).flatten(1, 3).permute(1, 2, 0)
+        return convolve(feats.to(dtype), taps, bias.to(dtype), nmap).to(feats.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        """The adjoint in feats is the same convolution of the gradient, taps mirrored and channels swapped."""
         feats, weight = ctx.saved_tensors
         need_feats, need_weight, need_bias, _ = ctx.needs_input_grad
-        grad = grad.contiguous()
-        grad_feats = grad_weight = None
-        if need_feats:  # the adjoint is the same convolution with taps mirrored and channels swapped
-            mirrored = weight.flatten(1, 3).flip(1).permute(2, 1, 0).reshape(weight.shape[4], 3, 3, 3, weight.shape[0])
-            grad_feats = _convolve(grad, mirrored, None, ctx.nmap)
-        if need_weight:
-            grad_weight = _weight_gradient(feats, grad, ctx.nmap).view_as(weight).to(weight.dtype)
-        return grad_feats, grad_weight, grad.sum(0, dtype=ctx.bias_dtype) if need_bias else None, None
+        dtype = _compute_dtype(feats)
+        x, g = feats.to(dtype), grad.to(dtype).contiguous()
+        convolve = _sum_pairs if x.device.type == "cpu" else _multiply_patches
+        shape = (TAPS, weight.shape[0], weight.shape[4])
+        total = x.new_zeros(shape, dtype=torch.promote_types(dtype, torch.float32)) if need_weight else None
+        mirrored = weight.to(dtype).flatten(1, 3).flip(1).transpose(0, 1)  # [27, Co, Ci]
+        grad_feats = convolve(g, mirrored, x.new_zeros(x.shape[1]), ctx.nmap, x, total)
+        return (
+            grad_feats.to(feats.dtype) if need_feats else None,
+            total.transpose(0, 1).reshape(weight.shape).to(weight.dtype) if need_weight else None,
+            g.sum(0).to(ctx.bias_dtype) if need_bias else None,
+            None,
+        )
 
 
 def _compute_dtype(feats: Tensor) -> torch.dtype:
@@ -169,55 +183,47 @@ def _compute_dtype(feats: Tensor) -> torch.dtype:
     return torch.promote_types(feats.dtype, torch.float32) if feats.device.type == "cpu" else feats.dtype
 
 
-def _convolve(feats: Tensor, weight: Tensor, bias: Tensor | None, nmap: NeighborMap) -> Tensor:
-    dtype = _compute_dtype(feats)
-    x, w = feats.to(dtype), weight.to(dtype)
-    b = x.new_zeros(w.shape[0]) if bias is None else bias.to(dtype)
-    out = x.new_empty(x.shape[0], w.shape[0])
-    if x.device.type == "cpu":
-        _sum_pairs(x, w.flatten(1, 3).permute(1, 2, 0), b, nmap, out)
-    else:
-        matrix = w.flatten(1).t()
-        for rows, patches in _columns(x, nmap):
-            torch.addmm(b, patches, matrix, out=out[rows])
-    return out.to(feats.dtype)
+def _sum_pairs(
+    x: Tensor, taps: Tensor, bias: Tensor, nmap: NeighborMap, own: Tensor | None = None, total: Tensor | None = None
+) -> Tensor:
+    """x [N, Ci], taps [27, Ci, Co], bias [Co] -> [N, Co]: one GEMM a tap over the pairs that exist, one pass of sums.
 
-
-def _sum_pairs(x: Tensor, taps: Tensor, bias: Tensor, nmap: NeighborMap, out: Tensor) -> None:
-    """Gather, GEMM and sum over the neighbours that exist; taps [27, Ci, Co]. One GEMM a tap, one pass of sums."""
-    matrices = taps.unbind()
+    Where x is the gradient that flows back to `own` [N, Co], `total` [27, Ci, Co] collects the gradient of the weight:
+    its pairs are the same, seen from the other side.
+    """
+    out = x.new_empty(len(x), taps.shape[2])
     for block in nmap.blocks:
-        products = x.new_empty(len(block.bag), out.shape[1])
-        parts = products.split([len(s) for s in block.sources])
-        for matrix, source, part in zip(matrices, block.sources, parts, strict=True):
-            torch.mm(x.index_select(0, source), matrix, out=part)
-        torch.add(F.embedding_bag(block.bag, products, block.offsets, mode="sum"), bias, out=out[block.rows])
+        for start in range(0, taps.shape[2], COLUMN_BLOCK):
+            columns = slice(start, start + COLUMN_BLOCK)
+            width = len(bias[columns])
+            products = x.new_empty(len(block.bag), width)
+            parts = products.split(block.lengths)
+            for tap, (source, part) in enumerate(zip(block.sources, parts, strict=True)):
+                gathered = x.index_select(0, source)
+                torch.mm(gathered, taps[tap, :, columns], out=part)
+                if total is not None:
+                    mine = own[block.rows, columns].index_select(0, block.targets[tap])
+                    total[TAPS - 1 - tap, :, columns].addmm_(gathered.t(), mine)
+            sums = F.embedding_bag(block.bag, products, block.offsets, mode="sum")
+            torch.add(sums, bias[columns], out=out[block.rows, columns])
+    return out
 
 
-def _weight_gradient(feats: Tensor, grad: Tensor, nmap: NeighborMap) -> Tensor:
-    """[Co, 27 Ci] gradient of the weight."""
-    dtype = _compute_dtype(feats)
-    x, g = feats.to(dtype), grad.to(dtype)
-    if x.device.type == "cpu":
-        total = x.new_zeros(TAPS, g.shape[1], x.shape[1])
-        for block in nmap.blocks:
-            own = g[block.rows]
-            for part, source, target in zip(total.unbind(), block.sources, block.targets, strict=True):
-                part.addmm_(own.index_select(0, target).t(), x.index_select(0, source))
-        return total.transpose(0, 1).reshape(g.shape[1], -1)
-    total = x.new_zeros(g.shape[1], TAPS * x.shape[1], dtype=torch.float32)
-    for rows, patches in _columns(x, nmap):
-        total += g[rows].t() @ patches
-    return total
-
-
-def _columns(x: Tensor, nmap: NeighborMap) -> Iterator[tuple[slice, Tensor]]:
-    """Row slices with their patch matrix [rows, 27 C], zeros for absent neighbours."""
-    padded = F.pad(x, (0, 0, 0, 1))
-    step = max(256, COLUMN_BYTES // (TAPS * x.shape[1] * x.element_size()))
+def _multiply_patches(
+    x: Tensor, taps: Tensor, bias: Tensor, nmap: NeighborMap, own: Tensor | None = None, total: Tensor | None = None
+) -> Tensor:
+    """As `_sum_pairs`, with one GEMM over patches [rows, 27 Ci] that hold zeros for absent neighbours: the fewest
+    kernel launches, and partial sums that never leave the GEMM's float32 accumulator."""
+    padded, matrix = F.pad(x, (0, 0, 0, 1)), taps.flatten(0, 1)
+    out = x.new_empty(len(x), taps.shape[2])
+    step = max(256, PATCH_BYTES // (TAPS * x.shape[1] * x.element_size()))
     for start in range(0, len(x), step):
         index = nmap.patches[start : start + step]
-        yield slice(start, start + len(index)), padded.index_select(0, index.view(-1)).view(len(index), -1)
+        patches = padded.index_select(0, index.flatten()).view(len(index), -1)
+        out[start : start + step] = torch.addmm(bias, patches, matrix)
+        if total is not None:
+            total += (patches.t() @ own[start : start + step]).view_as(total).flip(0)
+    return out
 
 
 class SubmanifoldConv3d(nn.Module):
