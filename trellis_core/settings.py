@@ -1,0 +1,221 @@
+"""Every knob of a generation, its default and its range, once.
+
+Names, defaults and ranges are those of the hosted endpoints `fal-ai/trellis-2` and `fal-ai/trellis-2-lora` (spec E 2.1,
+2.2); `GenerationSettings` is the union of both, `ENDPOINTS` says which of them speaks which field. The graph nodes, the
+command line and the service are generated from the fields' types and descriptions.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticKnownError
+
+if TYPE_CHECKING:
+    from .flow.sampler import SamplerParams
+
+
+def _number_from_text(value: Any) -> Any:
+    """Page prose shows the two enums as strings, the schema as integers: both come in, integers go out."""
+    return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+
+
+Resolution = Annotated[Literal[512, 1024, 1536], BeforeValidator(_number_from_text)]
+TextureSize = Annotated[Literal[1024, 2048, 4096], BeforeValidator(_number_from_text)]
+Strength = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
+Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Steps = Annotated[int, Field(ge=1, le=50)]
+RescaleT = Annotated[float, Field(ge=1, le=6, allow_inf_nan=False)]
+
+STAGE_PREFIX = {"structure": "ss", "shape": "shape_slat", "texture": "tex_slat"}
+"""Our word for a sampling stage -> the prefix of its settings."""
+
+SAMPLER_FIELDS = {
+    "steps": ("sampling_steps",),
+    "guidance_strength": ("guidance_strength",),
+    "guidance_rescale": ("guidance_rescale",),
+    "guidance_interval": ("guidance_interval_start", "guidance_interval_end"),
+    "rescale_t": ("rescale_t",),
+}
+"""Sampler parameter -> endings of the settings that make it."""
+
+SEED_LIMIT = 2**64
+
+
+class GenerationSettings(BaseModel):
+    """All settings of one generation. Immutable; unknown names and values out of range are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image_url: str | None = Field(None, description="Where the picture is: a web address or a data URI.")
+    sparse_structure_lora_url: str | None = Field(
+        None, description="LoRA (.safetensors) for the structure stage: changes the rough form and its proportions."
+    )
+    geometry_lora_url: str | None = Field(
+        None, description="LoRA (.safetensors) for the shape stage: changes the style of the surface detail."
+    )
+    texture_lora_url: str | None = Field(
+        None, description="LoRA (.safetensors) for the texture stage: changes the style of colour and material."
+    )
+    seed: int | None = Field(
+        None, ge=0, lt=SEED_LIMIT, description="Same seed and settings, same model. Left out: a new one every time."
+    )
+    resolution: Resolution = Field(
+        1024, description="Voxels per axis of the finished model. More shows finer detail and takes far longer."
+    )
+
+    ss_guidance_strength: Strength = Field(
+        7.5, description="How closely the rough form keeps to the picture. 1 is free, too high makes it exaggerated."
+    )
+    ss_guidance_rescale: Unit = Field(
+        0.7, description="Tames the overshoot of strong guidance in the rough form. 0 leaves guidance as it is."
+    )
+    ss_guidance_interval_start: Unit = Field(
+        0.6, description="Guidance of the rough form acts while flow time (1 noise, 0 done) is at or above this."
+    )
+    ss_guidance_interval_end: Unit = Field(
+        1.0, description="Guidance of the rough form acts while flow time (1 noise, 0 done) is at or below this."
+    )
+    ss_sampling_steps: Steps = Field(12, description="Steps that find the rough form. More is slower and a little surer.")
+    ss_rescale_t: RescaleT = Field(
+        5.0, description="Spends more of the steps on the noisy start, where the rough form is decided."
+    )
+
+    shape_slat_guidance_strength: Strength = Field(
+        7.5, description="How closely the surface keeps to the picture. Higher is crisper, too high makes artefacts."
+    )
+    shape_slat_guidance_rescale: Unit = Field(
+        0.5, description="Tames the overshoot of strong guidance in the surface. 0 leaves guidance as it is."
+    )
+    shape_slat_guidance_interval_start: Unit = Field(
+        0.6, description="Guidance of the surface acts while flow time (1 noise, 0 done) is at or above this."
+    )
+    shape_slat_guidance_interval_end: Unit = Field(
+        1.0, description="Guidance of the surface acts while flow time (1 noise, 0 done) is at or below this."
+    )
+    shape_slat_sampling_steps: Steps = Field(12, description="Steps that form the surface. More is slower and finer.")
+    shape_slat_rescale_t: RescaleT = Field(
+        3.0, description="Spends more of the steps on the noisy start, where the surface's larger features are decided."
+    )
+
+    tex_slat_guidance_strength: Strength = Field(
+        1.0, description="How strongly colours keep to the picture. 1 is off and fastest; 0 ignores the picture."
+    )
+    tex_slat_guidance_rescale: Unit = Field(
+        0.0, description="Tames over-saturated colours of strong guidance. No effect while the strength is 1."
+    )
+    tex_slat_guidance_interval_start: Unit = Field(
+        0.6, description="Guidance of the texture acts while flow time (1 noise, 0 done) is at or above this."
+    )
+    tex_slat_guidance_interval_end: Unit = Field(
+        0.9, description="Guidance of the texture acts while flow time (1 noise, 0 done) is at or below this."
+    )
+    tex_slat_sampling_steps: Steps = Field(12, description="Steps that paint the model. More is slower and cleaner.")
+    tex_slat_rescale_t: RescaleT = Field(
+        3.0, description="Spends more of the steps on the noisy start, where the overall colouring is decided."
+    )
+
+    decimation_target: int = Field(
+        500_000, ge=5_000, le=2_000_000, description="Vertices that the finished mesh may have at most."
+    )
+    texture_size: TextureSize = Field(2048, description="Pixels per side of the baked textures.")
+    remesh: bool = Field(
+        True, description="Rebuild the surface evenly and watertight before decimation; off keeps the decoded triangles."
+    )
+    remesh_band: float = Field(
+        1.0, ge=0, le=4, allow_inf_nan=False,
+        description="Width, in voxels, of the band around the surface that remeshing looks at. Wider closes larger gaps.",
+    )  # fmt: skip
+    remesh_project: Unit = Field(
+        0.0, description="How far remeshed vertices are pulled back onto the decoded surface: 0 smooth, 1 all detail."
+    )
+    uv_unwrap_angle_threshold_deg: float = Field(
+        90.0, ge=0, le=180, allow_inf_nan=False,
+        description="How far normals may turn inside one UV chart. Smaller makes more, flatter charts.",
+    )  # fmt: skip
+    uv_unwrap_refine_iterations: int = Field(0, ge=0, le=10, description="Rounds that tidy the borders of UV charts.")
+    uv_unwrap_global_iterations: int = Field(1, ge=1, le=10, description="Rounds that grow and merge all UV charts anew.")
+    uv_unwrap_smooth_strength: float = Field(
+        1.0, ge=0, le=10, allow_inf_nan=False, description="How strongly borders of UV charts are straightened."
+    )
+
+    cascade: bool = Field(
+        True, description="Reach 1024 by refining a 512 shape; off samples 1024 directly, for resolution 1024 only."
+    )
+    max_num_tokens: int = Field(
+        49152, ge=1, description="Latent voxels that a 1536 shape may have before its resolution is lowered step by step."
+    )
+
+    @field_validator(*(f"{p}_guidance_interval_end" for p in STAGE_PREFIX.values()))
+    @classmethod
+    def _interval_in_order(cls, end: float, info: ValidationInfo) -> float:
+        start = info.data.get(str(info.field_name).replace("_end", "_start"))
+        if start is not None and end < start:
+            raise PydanticKnownError("greater_than_equal", {"ge": start})
+        return end
+
+    def sampler_params(self, stage: str, family_defaults: Mapping[str, Any] | None = None) -> SamplerParams:
+        """How to sample `stage` ("structure", "shape" or "texture").
+
+        `family_defaults` are the sampler `params` of a family's pipeline.json; they stand in for settings that the user
+        did not give, as in the original program (spec A 6).
+        """
+        from .flow.sampler import SamplerParams
+
+        values: dict[str, Any] = {}
+        for key, endings in SAMPLER_FIELDS.items():
+            names = [f"{STAGE_PREFIX[stage]}_{ending}" for ending in endings]
+            own = tuple(getattr(self, name) for name in names)
+            values[key] = own if len(own) > 1 else own[0]
+            if family_defaults and key in family_defaults and not self.model_fields_set.intersection(names):
+                values[key] = family_defaults[key]
+        values["guidance_interval"] = tuple(values["guidance_interval"])
+        return SamplerParams(**values)
+
+
+LORA_FIELDS = ("sparse_structure_lora_url", "geometry_lora_url", "texture_lora_url")
+MESH_FIELDS = tuple(n for n in GenerationSettings.model_fields if n.startswith(("remesh", "uv_unwrap_")))
+LOCAL_FIELDS = ("cascade", "max_num_tokens")
+"""Fields that no endpoint has: ours alone."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """What one hosted endpoint takes: its fields, and where it differs from `GenerationSettings`."""
+
+    fields: tuple[str, ...]
+    required: tuple[str, ...] = ("image_url",)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    choices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+def _all_but(*left_out: str) -> tuple[str, ...]:
+    return tuple(n for n in GenerationSettings.model_fields if n not in left_out)
+
+
+ENDPOINTS: Mapping[str, Endpoint] = {
+    "fal-ai/trellis-2": Endpoint(_all_but(*LORA_FIELDS, *LOCAL_FIELDS)),
+    "fal-ai/trellis-2-lora": Endpoint(
+        _all_but(*MESH_FIELDS, *LOCAL_FIELDS), defaults={"resolution": 512}, choices={"resolution": (512, 1024)}
+    ),
+}
+
+
+def resolve_seed(seed: int | None) -> int:
+    """The seed itself, or a random 31-bit one for None."""
+    return secrets.randbits(31) if seed is None else seed
+
+
+def fal_errors(error: ValidationError) -> list[dict[str, Any]]:
+    """A validation error in the form of the hosted endpoints' 422 body (spec E 1.4): loc, msg, type, input and ctx."""
+    return [
+        {
+            "loc": ["body", *e["loc"]], "msg": e["msg"], "type": e["type"], "input": e["input"],
+            **({"ctx": e["ctx"]} if e.get("ctx") else {}),
+        }
+        for e in error.errors(include_url=False)
+    ]  # fmt: skip
