@@ -78,10 +78,12 @@ def _load_runners() -> None:
 
 
 def find_cases(root: Path) -> Iterator[Case]:
-    """All folders below `root`, deepest names last, whose name starts with a known kind."""
-    for path in sorted(p for p in root.rglob("*") if p.is_dir()):
+    """All folders below `root` whose name starts with a known kind; a folder inside a case is part of that case."""
+    for path in sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else ():
         if path.name.startswith(KNOWN):
             yield Case(path)
+        else:
+            yield from find_cases(path)
 
 
 def runner_for(case: Case) -> Runner | None:

@@ -1,0 +1,88 @@
+"""Golden runners: flow transformers and samplers (golden cases A)."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from tests.golden_harness import Case, assert_close, kind
+from trellis_core.flow.rope import rotary_phases
+from trellis_core.flow.sampler import SamplerParams, flow_schedule, sample
+from trellis_core.flow.slat import SLatFlowModel, SLatFlowParams
+from trellis_core.flow.structure import SparseStructureFlowModel, SparseStructureFlowParams
+
+NETWORKS = {
+    "SparseStructureFlowModel": (SparseStructureFlowModel, SparseStructureFlowParams),
+    "SLatFlowModel": (SLatFlowModel, SLatFlowParams),
+    "ElasticSLatFlowModel": (SLatFlowModel, SLatFlowParams),
+}
+
+
+def load(case: Case) -> torch.nn.Module:
+    """The network of a case; every stored tensor must have a place and every parameter a tensor."""
+    config = case.json("model")
+    network, params = NETWORKS[config["name"]]
+    model = network(params.from_args(config["args"])).eval()
+    model.load_state_dict(case.tensors("model"))
+    return model
+
+
+def tolerance(case: Case) -> float:
+    return 0.15 if case.json("model")["args"].get("dtype") in ("bfloat16", "float16") else 2e-5
+
+
+@kind(r"ss_flow.*")
+@torch.no_grad()
+def structure_flow(case: Case) -> None:
+    model = load(case)
+    x = case.inputs
+    assert_close(model(x["x"], x["t"], x["cond"]), case.outputs["v"], tolerance(case), "v")
+    if "rope_cos" in case.outputs:
+        p = model.params
+        axis = torch.arange(p.resolution)
+        for phase, name in zip(rotary_phases(torch.cartesian_prod(axis, axis, axis), p.model_channels // p.heads), ("cos", "sin"), strict=True):
+            assert_close(phase.squeeze(1), case.outputs[f"rope_{name}"], 2e-6, f"rope_{name}")
+
+
+@kind(r"slat_flow.*")
+@torch.no_grad()
+def slat_flow(case: Case) -> None:
+    model = load(case)
+    x = case.inputs
+    concat = x.get("concat_feats")
+    v = model(x["feats"], x["coords"], x["t"], x["cond"], concat)
+    assert_close(v, case.outputs["v"], tolerance(case), "v")
+    if "v_listcond" in case.outputs:
+        cond = [x[key] for key in sorted(k for k in x if k.startswith("cond_list."))]
+        v = model(x["feats"], x["coords"], x["t"], cond, concat)
+        assert_close(v, case.outputs["v_listcond"], tolerance(case), "v_listcond")
+
+
+@kind(r"sampler_(dense|sparse).*")
+@torch.no_grad()
+def sampler(case: Case) -> None:
+    meta, x, model = case.json("meta"), case.inputs, load(case)
+    params = SamplerParams(**{**meta["params"], "guidance_interval": tuple(meta["params"]["guidance_interval"])})
+    times = flow_schedule(params.steps, params.rescale_t)
+    assert [step["t"] for step in meta["schedule"]] == times[:-1]
+    assert [step["t_prev"] for step in meta["schedule"]] == times[1:]
+
+    calls: list[bool] = []
+
+    def velocity(state: torch.Tensor, t: torch.Tensor, guided: bool) -> torch.Tensor:
+        calls.append(guided)
+        cond = x["cond"] if guided else x["neg_cond"]
+        return model(state, x["coords"], t, cond, x.get("concat_feats")) if "coords" in x else model(state, t, cond)
+
+    def check(i: int, state: torch.Tensor, estimate: torch.Tensor) -> None:
+        assert_close(state, case.outputs[f"x_t.{i:02}"], 5e-5, f"x_t.{i:02}")
+        assert_close(estimate, case.outputs[f"x_0.{i:02}"], 5e-5, f"x_0.{i:02}")
+
+    rows = x["coords"][:, 0].long() if "coords" in x else None
+    result = sample(
+        velocity, x["noise"], params, cond=True, neg=False, sigma_min=meta["sigma_min"], sample_rows=rows, on_step=check
+    )
+    assert_close(result, case.outputs["samples"], 5e-5, "samples")
+    guided_steps = sum(step["cfg"] for step in meta["schedule"])
+    assert (calls.count(True), calls.count(False)) == (params.steps, guided_steps), json.dumps(calls)

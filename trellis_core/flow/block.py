@@ -1,0 +1,147 @@
+"""One layer of the flow transformers: modulated self-attention, cross-attention to the picture, modulated MLP (spec A 3.2)."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import Batch, attend
+from .rope import rotate
+
+Phases = tuple[Tensor, Tensor]
+
+
+class HeadNorm(nn.Module):
+    """Scales every head vector to length sqrt(d), then by a learnt gain; float32 inside."""
+
+    def __init__(self, heads: int, width: int, device: torch.device | str | None) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(heads, width, device=device, dtype=torch.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., H, d] -> the same shape and dtype."""
+        gain = self.gamma.float() * x.shape[-1] ** 0.5
+        return (F.normalize(x.float(), dim=-1) * gain).to(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Attention among the tokens of a sample."""
+
+    def __init__(self, channels: int, heads: int, qk_norm: bool, ops: ModuleType, torso: dict[str, Any]) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_qkv = ops.Linear(channels, 3 * channels, **torso)
+        self.q_rms_norm, self.k_rms_norm = _head_norms(qk_norm, channels, heads, torso)
+        self.to_out = ops.Linear(channels, channels, **torso)
+
+    def forward(self, x: Tensor, batch: Batch, phases: Phases | None) -> Tensor:
+        """x [..., C] folded tokens -> the same shape; `phases` None means no rotary embedding."""
+        q, k, v = self.to_qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        q, k = self.q_rms_norm(q), self.k_rms_norm(k)
+        if phases is not None:
+            q, k = rotate(q, phases), rotate(k, phases)
+        return self.to_out(attend(q, k, v, batch, batch))
+
+
+class CrossAttention(nn.Module):
+    """Attention of the tokens of a sample to its own context."""
+
+    def __init__(
+        self, channels: int, context: int, heads: int, qk_norm: bool, ops: ModuleType, torso: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = ops.Linear(channels, channels, **torso)
+        self.to_kv = ops.Linear(context, 2 * channels, **torso)
+        self.q_rms_norm, self.k_rms_norm = _head_norms(qk_norm, channels, heads, torso)
+        self.to_out = ops.Linear(channels, channels, **torso)
+
+    def forward(self, x: Tensor, batch: Batch, cond: Tensor, context: Batch) -> Tensor:
+        """x [..., C] folded tokens, cond [..., Cc] folded context -> the shape of x."""
+        q = self.to_q(x).unflatten(-1, (self.heads, -1))
+        k, v = self.to_kv(cond).unflatten(-1, (2, self.heads, -1)).unbind(-3)
+        return self.to_out(attend(self.q_rms_norm(q), self.k_rms_norm(k), v, batch, context))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers around a GELU (tanh form)."""
+
+    def __init__(self, channels: int, hidden: int, ops: ModuleType, torso: dict[str, Any]) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            ops.Linear(channels, hidden, **torso), nn.GELU(approximate="tanh"), ops.Linear(hidden, channels, **torso)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(x)
+
+
+class ModulatedTransformerCrossBlock(nn.Module):
+    """A layer whose self-attention and MLP are shifted, scaled and gated by the time; cross-attention is not.
+
+    Args:
+        share_mod: the network computes the modulation once and the layer adds its own constant; otherwise the layer
+            computes it from the time embedding.
+        torso: device and dtype of the linear layers; everything else is float32.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        context: int,
+        heads: int,
+        hidden: int,
+        *,
+        share_mod: bool,
+        qk_norm: bool,
+        qk_norm_cross: bool,
+        ops: ModuleType,
+        torso: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        outer = {"device": torso["device"], "dtype": torch.float32}
+        self.norm1 = ops.LayerNorm(channels, eps=1e-6, elementwise_affine=False, **outer)
+        self.norm2 = ops.LayerNorm(channels, eps=1e-6, elementwise_affine=True, **outer)
+        self.norm3 = ops.LayerNorm(channels, eps=1e-6, elementwise_affine=False, **outer)
+        self.self_attn = SelfAttention(channels, heads, qk_norm, ops, torso)
+        self.cross_attn = CrossAttention(channels, context, heads, qk_norm_cross, ops, torso)
+        self.mlp = FeedForward(channels, hidden, ops, torso)
+        if share_mod:
+            self.modulation = nn.Parameter(torch.randn(6 * channels, **outer) / channels**0.5)
+        else:
+            self.adaLN_modulation = nn.Sequential(nn.SiLU(), ops.Linear(channels, 6 * channels, **torso))
+
+    def forward(
+        self, h: Tensor, mod: Tensor, cond: Tensor, batch: Batch, context: Batch, phases: Phases | None
+    ) -> Tensor:
+        """One layer.
+
+        Args:
+            h: [..., C] folded tokens in the torso dtype.
+            mod: torso dtype, [B, 6C] shared modulation or, without sharing, the time embedding [B, C].
+            cond: [..., Cc] folded context in the torso dtype.
+        """
+        if hasattr(self, "modulation"):
+            mod = (self.modulation.float() + mod).to(h.dtype)
+        else:
+            mod = self.adaLN_modulation(mod)
+        shift1, scale1, gate1, shift2, scale2, gate2 = (batch.spread(m) for m in mod.chunk(6, dim=1))
+        y = _normed(self.norm1, h) * (1 + scale1) + shift1
+        h = h + self.self_attn(y, batch, phases) * gate1
+        h = h + self.cross_attn(_normed(self.norm2, h), batch, cond, context)
+        y = _normed(self.norm3, h) * (1 + scale2) + shift2
+        return h + self.mlp(y) * gate2
+
+
+def _normed(norm: nn.Module, h: Tensor) -> Tensor:
+    return norm(h.float()).to(h.dtype)
+
+
+def _head_norms(wanted: bool, channels: int, heads: int, torso: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
+    if not wanted:
+        return nn.Identity(), nn.Identity()
+    return tuple(HeadNorm(heads, channels // heads, torso["device"]) for _ in "qk")
