@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...run import QUIET, RunContext
-from ..topology import Array, compact, edges, face_normals
+from ..topology import Array, edges, face_normals
 
 LAMBDA_LENGTH = 1e-2
 LAMBDA_SKINNY = 1e-3
@@ -54,11 +54,13 @@ def collapse_round(vertices: Array, faces: Array, threshold: float) -> tuple[Arr
     low, high = pairs[chosen].T
     vertices = vertices.copy()
     vertices[low] = target[chosen]
-    onto = np.arange(len(vertices))
-    onto[high] = low
+    gone = np.zeros(len(vertices), bool)
+    gone[high] = True
+    onto = np.cumsum(~gone) - 1  # vertices that lose their last face stay, as in the reference
+    onto[high] = onto[low]
     moved = onto[faces].astype(faces.dtype)
     alive = (moved != np.roll(moved, -1, axis=1)).all(axis=1)
-    return compact(vertices, moved[alive])[:2]
+    return vertices[~gone], moved[alive]
 
 
 def _edge_costs(vertices: Array, faces: Array, pairs: Array, counts: Array) -> tuple[Array, Array]:
@@ -72,53 +74,70 @@ def _edge_costs(vertices: Array, faces: Array, pairs: Array, counts: Array) -> t
     target[only_low], target[only_high] = a[only_low], b[only_high]
 
     quadric = _vertex_quadrics(vertices, faces)
-    quadric = quadric[low] + quadric[high]
-    point = np.concatenate([target, np.ones_like(target[:, :1])], axis=1)
-    error = np.einsum("ei,eij,ej->e", point, quadric, point)
-
     skinny, flips = _shape_change(vertices, faces, pairs, target)
-    length2 = ((b - a) ** 2).sum(axis=1)
-    cost = error + np.float32(LAMBDA_LENGTH) * length2 + np.float32(LAMBDA_SKINNY) * skinny * length2
+    edge = b - a
+    length2 = _dot(edge, edge)
+    cost = _quadric_error(quadric[low] + quadric[high], target)
+    cost += np.float32(LAMBDA_LENGTH) * length2
+    cost += np.float32(LAMBDA_SKINNY) * skinny * length2
     cost[flips] = np.inf
-    return target, cost.astype(np.float32)
+    return target, cost
+
+
+def _dot(a: Array, b: Array) -> Array:
+    """Dot products of rows, summed x, y, z in this order."""
+    return a[:, 0] * b[:, 0] + a[:, 1] * b[:, 1] + a[:, 2] * b[:, 2]
+
+
+_TERMS = tuple((i, j) for i in range(4) for j in range(i, 4))  # upper triangle of a quadric, row by row
 
 
 def _vertex_quadrics(vertices: Array, faces: Array) -> Array:
-    """Sum of plane quadrics of the incident faces, unit normals, float32 [V, 4, 4]."""
+    """Sum of the quadrics of the incident planes (unit normals): upper triangles, float32 [V, 10]."""
     normal = face_normals(vertices, faces)
-    length = np.linalg.norm(normal, axis=1, keepdims=True)
-    normal = np.divide(normal, length, out=np.zeros_like(normal), where=length > 0)
-    offset = -(normal * vertices[faces[:, 0]]).sum(axis=1, keepdims=True)
-    plane = np.concatenate([normal, offset], axis=1)
-    quadric = np.zeros((len(vertices), 16), np.float32)
-    outer = (plane[:, :, None] * plane[:, None, :]).reshape(-1, 16)
-    np.add.at(quadric, faces.reshape(-1), np.repeat(outer, 3, axis=0))
-    return quadric.reshape(-1, 4, 4)
+    length = np.sqrt(_dot(normal, normal))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        normal *= (1 / length)[:, None]  # a collapsed face is NaN and so blocks the collapse of its edges
+    plane = np.concatenate([normal, -_dot(normal, vertices[faces[:, 0]])[:, None]], axis=1)
+    products = np.stack([plane[:, i] * plane[:, j] for i, j in _TERMS], axis=1)
+    quadric = np.zeros((len(vertices), len(_TERMS)), np.float32)
+    np.add.at(quadric, faces.reshape(-1), np.repeat(products, 3, axis=0))
+    return quadric
+
+
+def _quadric_error(quadric: Array, point: Array) -> Array:
+    """p^T Q p for p = (x, y, z, 1), float32 [E], summed term by term in the order of `_TERMS`."""
+    homogeneous = np.concatenate([point, np.ones_like(point[:, :1])], axis=1)
+    error = np.zeros(len(point), np.float32)
+    for k, (i, j) in enumerate(_TERMS):
+        weight = quadric[:, k] if i == j else np.float32(2) * quadric[:, k]
+        error += weight * homogeneous[:, i] * homogeneous[:, j]
+    return error
 
 
 def _shape_change(vertices: Array, faces: Array, pairs: Array, target: Array) -> tuple[Array, Array]:
     """Mean skinniness (0 equilateral .. 1 needle) of the faces that survive each collapse, and whether one flips."""
-    edge, end, face, corner = _surviving_faces(faces, pairs, len(vertices))
+    edge, face, corner = _surviving_faces(faces, pairs, len(vertices))
     old = vertices[faces[face]]
     new = old.copy()
     new[np.arange(len(face)), corner] = target[edge]
     old_normal = np.cross(old[:, 1] - old[:, 0], old[:, 2] - old[:, 0])
-    new_normal = np.cross(new[:, 1] - new[:, 0], new[:, 2] - new[:, 0])
-    area = np.float32(0.5) * np.linalg.norm(new_normal, axis=1)
-    sides2 = ((new - np.roll(new, -1, axis=1)) ** 2).sum(axis=(1, 2))
-    quality = np.clip(np.float32(4 * 3**0.5) * area / np.maximum(sides2, np.float32(1e-12)), 0, 1)
+    side = new[:, 2] - new[:, 1], new[:, 1] - new[:, 0], new[:, 2] - new[:, 0]
+    new_normal = np.cross(side[1], side[2])
+    area = np.float32(0.5) * np.sqrt(_dot(new_normal, new_normal))
+    sides2 = _dot(side[0], side[0]) + _dot(side[1], side[1]) + _dot(side[2], side[2])
+    quality = np.float32(4) * np.sqrt(np.float32(3)) * area / np.maximum(sides2, np.float32(1e-12))
 
     amount = np.bincount(edge, minlength=len(pairs))
-    total = np.zeros(len(pairs), np.float32)
-    np.add.at(total, edge, 1 - quality)
-    skinny = np.divide(total, amount, out=np.zeros_like(total), where=amount > 0, casting="unsafe")
+    skinny = np.zeros(len(pairs), np.float32)
+    np.add.at(skinny, edge, 1 - np.clip(quality, 0, 1))
     flips = np.zeros(len(pairs), bool)
-    flips[edge[(old_normal * new_normal).sum(axis=1) < 0]] = True
-    return skinny, flips
+    flips[edge[_dot(old_normal, new_normal) < 0]] = True
+    return skinny / np.maximum(amount, 1).astype(np.float32), flips
 
 
-def _surviving_faces(faces: Array, pairs: Array, vertex_count: int) -> tuple[Array, Array, Array, Array]:
-    """Every (edge, end 0/1, face, corner of that end in the face) with the end in the face and the other end not."""
+def _surviving_faces(faces: Array, pairs: Array, vertex_count: int) -> tuple[Array, Array, Array]:
+    """Every (edge, face, corner 0..2) where the face has one end of the edge, at that corner, and not the other."""
     flat = faces.reshape(-1)
     by_vertex = np.argsort(flat, kind="stable")
     degree = np.bincount(flat, minlength=vertex_count)
@@ -129,5 +148,4 @@ def _surviving_faces(faces: Array, pairs: Array, vertex_count: int) -> tuple[Arr
     corner = by_vertex[start[pairs.reshape(-1)[row]] + within]
     edge, end = row // 2, row % 2
     keep = (faces[corner // 3] != pairs[edge, 1 - end][:, None]).all(axis=1)
-    edge, end, corner = edge[keep], end[keep], corner[keep]
-    return edge, end, corner // 3, corner % 3
+    return edge[keep], corner[keep] // 3, corner[keep] % 3
