@@ -122,12 +122,15 @@ def _reorder(table: Tensor, order: Tensor) -> Tensor:
 
 def _block(table: Tensor, start: int) -> TapBlock:
     part = table[:, start : start + ROW_BLOCK]
+    rows = part.shape[1]
     mask = part >= 0
-    sources = part[mask].split(mask.sum(1).tolist())
-    place = mask.view(-1).cumsum(0, dtype=torch.int32).sub_(1).view_as(part)
-    count = mask.sum(0, dtype=torch.int32)
-    bag = place.t()[mask.t()]
-    return TapBlock(slice(start, start + part.shape[1]), sources, bag, (count.cumsum(0) - count).int())
+    pairs = mask.flatten().nonzero().squeeze(1)  # by tap, then by row
+    sources = part.flatten().index_select(0, pairs).split(mask.sum(1).tolist())
+    place = mask.t().flatten().cumsum(0, dtype=torch.int32).view(rows, TAPS)  # 1 + rank by row, then by tap
+    rank = place.t().flatten().index_select(0, pairs) - 1
+    bag = torch.empty_like(rank).index_copy_(0, rank.long(), torch.arange(len(rank), dtype=torch.int32))
+    offsets = place[:, -1] - mask.sum(0, dtype=torch.int32)
+    return TapBlock(slice(start, start + rows), sources, bag, offsets)
 
 
 def submanifold_conv3d(feats: Tensor, weight: Tensor, bias: Tensor, nmap: NeighborMap) -> Tensor:
