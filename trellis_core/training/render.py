@@ -86,21 +86,27 @@ class View:
 
 
 def training_view(obj: ProceduralObject, surface: np.ndarray, rng: np.random.Generator, size: int = 64) -> View:
-    """A random view cropped to the object's square bounding box, as the pipeline's preprocessing does (spec A 2.1).
+    """`cropped_view` by a random camera under random lights, its crop a little loose or tight as mattes are."""
+    camera = Camera.random(rng)
+    lighting = Lighting.random(rng, camera.azimuth)
+    return cropped_view(obj, surface, camera, lighting, size, zoom=rng.uniform(0.985, 1.025))
+
+
+def cropped_view(
+    obj: ProceduralObject, surface: np.ndarray, camera: Camera, lighting: Lighting, size: int = 64, zoom: float = 1.0
+) -> View:
+    """The object's square bounding box, as the pipeline's preprocessing crops a picture (spec A 2.1), times `zoom`.
 
     `surface` float [N, 3] are points on the surface in object space, dense enough to tell the silhouette's bounds.
     """
-    camera = Camera.random(rng)
-    lighting = Lighting.random(rng, camera.azimuth)
     eye, axes = camera.frame()
     seen = (surface - eye) @ axes.T
     flat = seen[:, :2] / seen[:, 2:]
     low, high = flat.min(0), flat.max(0)
-    half = (high - low).max() / 2 * rng.uniform(0.985, 1.025)
-    (u, v) = (low + high) / 2
+    half = (high - low).max() / 2 * zoom
+    u, v = (low + high) / 2
     colour, cover, point, part = _trace(obj, eye, axes, (u - half, u + half, v + half, v - half), size, lighting)
-    hit = part >= 0
-    first = hit.argmax(2)[..., None]  # the first of a pixel's samples that hits
+    first = (part >= 0).argmax(2)[..., None]  # the first of a pixel's samples that hits
     part = np.take_along_axis(part, first, 2)[..., 0]
     point = np.take_along_axis(point, first[..., None], 2)[:, :, 0]
     material = np.rint(255 * obj.table[:, -5:]).astype(np.uint8)[part] * (part >= 0)[..., None].astype(np.uint8)
