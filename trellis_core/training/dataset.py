@@ -18,9 +18,12 @@ A shard is `shard_NNNNN.safetensors` of consecutive seeds. With n objects, V vie
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
 
@@ -159,8 +162,6 @@ class ShardedObjects:
 
 def _memory_map(path: Path) -> dict[str, np.ndarray]:
     """Arrays of a safetensors file without reading them: its header names each array's type, shape and bytes."""
-    import json
-
     types = {"U8": np.uint8, "F16": np.float16, "I64": np.int64}
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -203,14 +204,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         (args.out / f"shard_{start // args.shard:05d}.safetensors", range(start, min(start + args.shard, stop)), grids, args.views)
         for start in range(args.first, stop, args.shard)
     ]
-    if args.workers == 1:
-        written = map(_write_shard, jobs)
-    else:
-        from multiprocessing import get_context
-
-        written = get_context("spawn").Pool(args.workers).imap(_write_shard, jobs)
-    for done, path in enumerate(written, 1):
-        print(f"{done}/{len(jobs)} {path.name}", flush=True)
+    pool = get_context("spawn").Pool(args.workers) if args.workers > 1 else nullcontext()
+    with pool:
+        for done, path in enumerate((pool.imap if args.workers > 1 else map)(_write_shard, jobs), 1):
+            print(f"{done}/{len(jobs)} {path.name}", flush=True)
 
 
 if __name__ == "__main__":

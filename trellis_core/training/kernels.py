@@ -146,87 +146,83 @@ def _crossing(parts, x, y, z, axis, d0, d1, grid, out):
 
 
 @_jit
+def _corners_inside(value, x, y, z):
+    """How many of a voxel's eight corners are inside."""
+    inside = 0
+    for k in range(8):
+        inside += value[x + (k & 1), y + (k >> 1 & 1), z + (k >> 2)] < 0
+    return inside
+
+
+@_jit
+def _dual_vertex(crossing, found, count, regularisation, voxel, out):
+    """Least-squares point of the planes crossing[found[:count]], pulled to their mean, as an offset clamped to the voxel."""
+    mean, b, a = np.zeros(3), np.zeros(3), np.zeros((3, 3))
+    for k in range(count):
+        mean += crossing[found[k], :3] / count
+    for k in range(count):
+        q = crossing[found[k]]
+        plane = q[3] * (q[0] - mean[0]) + q[4] * (q[1] - mean[1]) + q[5] * (q[2] - mean[2])
+        for i in range(3):
+            b[i] += q[3 + i] * plane
+            for j in range(3):
+                a[i, j] += q[3 + i] * q[3 + j]
+    for i in range(3):
+        a[i, i] += regularisation
+    det = 0.0
+    for i in range(3):
+        j, k = (i + 1) % 3, (i + 2) % 3
+        det += a[0, i] * (a[1, j] * a[2, k] - a[1, k] * a[2, j])
+    for i in range(3):  # Cramer's rule; `a` is symmetric, so its adjugate is its matrix of cofactors
+        j, k = (i + 1) % 3, (i + 2) % 3
+        step = 0.0
+        for c in range(3):
+            d, e = (c + 1) % 3, (c + 2) % 3
+            step += (a[j, d] * a[k, e] - a[j, e] * a[k, d]) * b[c]
+        out[i] = min(max(mean[i] + step / det - voxel[i], 0.0), 1.0)
+
+
+@_jit
 def dual_grid(parts, grid, regularisation):
-    """Dual-grid targets of the union; see `dataset.dual_grid_targets`."""
+    """Dual-grid targets of the union: (coords uint8 [N, 3], offset float32 [N, 3], flags bool [N, 3], part int32 [N]);
+    see `dataset.dual_grid_targets`."""
     value = corner_distances(parts, grid)
-    edge = np.full((3, grid + 1, grid + 1, grid + 1), -1, np.int32)
-    edges = 0
+    edge = np.full((3, grid + 1, grid + 1, grid + 1), -1, np.int32)  # row of an edge's crossing
     voxels = 0
-    for x in range(grid):
-        for y in range(grid):
-            for z in range(grid):
-                inside = 0
-                for k in range(8):
-                    inside += value[x + (k & 1), y + (k >> 1 & 1), z + (k >> 2)] < 0
-                voxels += 0 < inside < 8
+    for x, y, z in np.ndindex((grid, grid, grid)):
+        voxels += 0 < _corners_inside(value, x, y, z) < 8
     coords = np.empty((voxels, 3), np.uint8)
     offset = np.empty((voxels, 3), np.float32)
     flags = np.zeros((voxels, 3), np.bool_)
     part = np.empty(voxels, np.int32)
     crossing = np.empty((12 * voxels, 6))
     found = np.empty(12, np.int32)
-    a = np.empty((3, 3))
-    n = 0
-    for x in range(grid):
-        for y in range(grid):
-            for z in range(grid):
-                inside = 0
-                for k in range(8):
-                    inside += value[x + (k & 1), y + (k >> 1 & 1), z + (k >> 2)] < 0
-                if inside == 0 or inside == 8:
+    edges, n = 0, 0
+    for x, y, z in np.ndindex((grid, grid, grid)):
+        if not 0 < _corners_inside(value, x, y, z) < 8:
+            continue
+        count = 0
+        for axis in range(3):
+            for k in range(4):  # the four edges along the axis; the last is the far one, which carries the flag
+                u, v = k & 1, k >> 1
+                ex, ey, ez = x + (axis != 0) * u, y + (axis == 0) * u + (axis == 2) * v, z + (axis != 2) * v
+                d0, d1 = value[ex, ey, ez], value[ex + (axis == 0), ey + (axis == 1), ez + (axis == 2)]
+                if (d0 < 0) == (d1 < 0):
                     continue
-                count, mx, my, mz = 0, 0.0, 0.0, 0.0
-                for axis in range(3):
-                    for k in range(4):
-                        u, v = k & 1, k >> 1
-                        ex = x + (0 if axis == 0 else u)
-                        ey = y + (0 if axis == 1 else (u if axis == 0 else v))
-                        ez = z + (0 if axis == 2 else v)
-                        d0 = value[ex, ey, ez]
-                        d1 = value[ex + (axis == 0), ey + (axis == 1), ez + (axis == 2)]
-                        if (d0 < 0) == (d1 < 0):
-                            continue
-                        if k == 3:
-                            flags[n, axis] = True
-                        row = edge[axis, ex, ey, ez]
-                        if row < 0:
-                            row = edges
-                            edge[axis, ex, ey, ez] = row
-                            edges += 1
-                            _crossing(parts, ex, ey, ez, axis, d0, d1, grid, crossing[row])
-                        found[count] = row
-                        count += 1
-                        mx += crossing[row, 0]
-                        my += crossing[row, 1]
-                        mz += crossing[row, 2]
-                mx, my, mz = mx / count, my / count, mz / count
-                a[:] = 0.0
-                b0, b1, b2 = 0.0, 0.0, 0.0
-                for k in range(count):
-                    q = crossing[found[k]]
-                    plane = q[3] * (q[0] - mx) + q[4] * (q[1] - my) + q[5] * (q[2] - mz)
-                    b0 += q[3] * plane
-                    b1 += q[4] * plane
-                    b2 += q[5] * plane
-                    for i in range(3):
-                        for j in range(3):
-                            a[i, j] += q[3 + i] * q[3 + j]
-                for i in range(3):
-                    a[i, i] += regularisation
-                c00 = a[1, 1] * a[2, 2] - a[1, 2] * a[2, 1]
-                c01 = a[0, 2] * a[2, 1] - a[0, 1] * a[2, 2]
-                c02 = a[0, 1] * a[1, 2] - a[0, 2] * a[1, 1]
-                c11 = a[0, 0] * a[2, 2] - a[0, 2] * a[2, 0]
-                c12 = a[0, 2] * a[1, 0] - a[0, 0] * a[1, 2]
-                c22 = a[0, 0] * a[1, 1] - a[0, 1] * a[1, 0]
-                det = a[0, 0] * c00 + a[0, 1] * c01 + a[0, 2] * c02
-                vx = min(max(mx + (c00 * b0 + c01 * b1 + c02 * b2) / det - x, 0.0), 1.0)
-                vy = min(max(my + (c01 * b0 + c11 * b1 + c12 * b2) / det - y, 0.0), 1.0)
-                vz = min(max(mz + (c02 * b0 + c12 * b1 + c22 * b2) / det - z, 0.0), 1.0)
-                coords[n, 0], coords[n, 1], coords[n, 2] = x, y, z
-                offset[n, 0], offset[n, 1], offset[n, 2] = vx, vy, vz
-                _, part[n] = nearest(parts, (x + vx) / grid - 0.5, (y + vy) / grid - 0.5, (z + vz) / grid - 0.5)
-                n += 1
+                if k == 3:
+                    flags[n, axis] = True
+                row = edge[axis, ex, ey, ez]
+                if row < 0:
+                    row = edge[axis, ex, ey, ez] = edges
+                    _crossing(parts, ex, ey, ez, axis, d0, d1, grid, crossing[row])
+                    edges += 1
+                found[count] = row
+                count += 1
+        coords[n, 0], coords[n, 1], coords[n, 2] = x, y, z
+        _dual_vertex(crossing, found, count, regularisation, coords[n], offset[n])
+        px, py, pz = (x + offset[n, 0]) / grid - 0.5, (y + offset[n, 1]) / grid - 0.5, (z + offset[n, 2]) / grid - 0.5
+        _, part[n] = nearest(parts, px, py, pz)
+        n += 1
     return coords, offset, flags, part
 
 

@@ -7,13 +7,17 @@ is `EXTENT` and its centre the origin. A seed names an object for ever; seeds fr
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
 from ..errors import InputError
+
+Vector = Sequence[float]
+T = TypeVar("T")
 
 EXTENT = 0.9
 MIN_HALF = 0.025  # half of the thinnest part: 1.6 voxels across at 32^3
@@ -96,32 +100,36 @@ class Sketch:
         self.parts: list[Part] = []
         self.taken: list[tuple[float, float, float]] = []
 
-    def add(self, kind: int, at, size, look: Look, round: float = 0.0, turn=(0, 0, 0)) -> None:
+    def add(self, kind: int, at: Vector, size: Vector, look: Look, round: float = 0.0, turn: Vector = (0, 0, 0)) -> None:
         sizes = np.zeros(5)
         sizes[: len(size)] = size
         self.parts.append(Part(kind, np.asarray(at, float), sizes, look, round, _rotation(turn)))
 
-    def box(self, at, half, look, round=0.02, turn=(0, 0, 0)):
+    def box(self, at: Vector, half: Vector, look: Look, round: float = 0.02, turn: Vector = (0, 0, 0)) -> None:
         self.add(BOX, at, half, look, min(round, 0.95 * min(half)), turn)
 
-    def ball(self, at, radii, look, turn=(0, 0, 0)):
+    def ball(self, at: Vector, radii: Vector | float, look: Look, turn: Vector = (0, 0, 0)) -> None:
         self.add(BALL, at, (radii,) * 3 if np.isscalar(radii) else radii, look, 0.0, turn)
 
-    def dome(self, at, radii, look, turn=(0, 0, 0)):
+    def dome(self, at: Vector, radii: Vector, look: Look, turn: Vector = (0, 0, 0)) -> None:
+        """Upper half of an ellipsoid, its flat side at `at`."""
         self.add(DOME, at, radii, look, 0.0, turn)
 
-    def cone(self, at, low, high, half, look, round=0.01, turn=(0, 0, 0)):
+    def cone(
+        self, at: Vector, low: float, high: float, half: float, look: Look, round: float = 0.01, turn: Vector = (0, 0, 0)
+    ) -> None:
         """Frustum around z: radius `low` at the bottom, `high` at the top."""
         self.add(CONE, at, (low, high, half), look, min(round, 0.9 * half, 0.9 * max(low, high)), turn)
 
-    def ring(self, at, radius, thick, look, turn=(0, 0, 0)):
+    def ring(self, at: Vector, radius: float, thick: float, look: Look, turn: Vector = (0, 0, 0)) -> None:
+        """Torus around z."""
         self.add(RING, at, (radius, thick), look, 0.0, turn)
 
-    def cup(self, at, low, high, half, wall, look, turn=(0, 0, 0)):
+    def cup(self, at: Vector, low: float, high: float, half: float, wall: float, look: Look, turn: Vector = (0, 0, 0)) -> None:
         """Frustum open at the top, wall and floor `wall` thick."""
         self.add(CUP, at, (low, high, half, wall), look, 0.0, turn)
 
-    def taper(self, at, bottom, top, half, look, turn=(0, 0, 0)):
+    def taper(self, at: Vector, bottom: Vector, top: Vector, half: float, look: Look, turn: Vector = (0, 0, 0)) -> None:
         """Block whose half sizes go from `bottom` (x, y) to `top` (x, y): gable, pyramid, car cabin."""
         self.add(TAPER, at, (*bottom, *top, half), look, 0.0, turn)
 
@@ -132,7 +140,7 @@ class Sketch:
     def chance(self, p: float) -> bool:
         return bool(self.rng.random() < p)
 
-    def pick(self, items):
+    def pick(self, items: Sequence[T]) -> T:
         return items[int(self.rng.integers(len(items)))]
 
     def look(self, *kinds: str) -> Look:
@@ -145,7 +153,9 @@ class Sketch:
         self.taken.append(look.rgb)
         return look
 
-    def hue(self, low: float, high: float, saturation=(0.55, 0.9), value=(0.5, 0.95), roughness=(0.35, 0.85)) -> Look:
+    def hue(
+        self, low: float, high: float, saturation: Vector = (0.55, 0.9), value: Vector = (0.5, 0.95), roughness: Vector = (0.35, 0.85)
+    ) -> Look:
         """A plain coloured material with hue in [low, high] (turns)."""
         rgb = colorsys.hsv_to_rgb(self.u(low, high) % 1, self.u(*saturation), self.u(*value))
         self.taken.append(rgb)
@@ -168,7 +178,7 @@ class Sketch:
         return ProceduralObject(seed, category, tuple(self.parts))
 
 
-def _rotation(turn) -> np.ndarray:
+def _rotation(turn: Vector) -> np.ndarray:
     x, y, z = np.deg2rad(turn)
     cx, sx, cy, sy, cz, sz = np.cos(x), np.sin(x), np.cos(y), np.sin(y), np.cos(z), np.sin(z)
     about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
@@ -207,7 +217,7 @@ _MATERIALS: dict[str, Callable[[Sketch], Look]] = {
     "rubber": lambda s: Look(_hsv(0.6, s.u(0, 0.15), s.u(0.1, 0.2)), 0.0, s.u(0.7, 0.95)),
     "metal": _metal,
 }
-_BLACK = Look((0.06, 0.06, 0.07), 0.0, 0.3)
+BLACK = Look((0.06, 0.06, 0.07), 0.0, 0.3)
 
 
 def make_object(seed: int, category: str | None = None) -> ProceduralObject:
