@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.golden_harness import Case, assert_close, kind
+from tests.golden_harness import Case, assert_close, assert_equal, kind
 from trellis_core.image.dino import MEAN, STD, DinoV3Encoder, DinoV3Params, image_to_pixels, patch_phases
+from trellis_core.image.matting import matte_by_network
+from trellis_core.image.preprocess import preprocess
 
 
 @kind(r"dinov3.*")
 @torch.no_grad()
 def dinov3(case: Case) -> None:
-    import json
-
     folder = next(path for path in case.path.iterdir() if path.is_dir())
     encoder = DinoV3Encoder(DinoV3Params.from_args(json.loads((folder / "config.json").read_text()))).eval()
     encoder.load_state_dict(load_file(folder / "model.safetensors"))
@@ -27,6 +30,30 @@ def dinov3(case: Case) -> None:
         assert_close(encoder.encode(pixels), case.outputs[f"features_{size}"], 2e-5, f"features_{size}")
         if f"rope_cos_{size}" in case.outputs:
             p = encoder.params
-            phases = patch_phases(size // p.patch_size, p.hidden_size // p.num_attention_heads, p.rope_theta, pixels.device)
+            head_width = p.hidden_size // p.num_attention_heads
+            phases = patch_phases(size // p.patch_size, head_width, p.rope_theta, pixels.device)
             for phase, name in zip(phases, ("cos", "sin"), strict=True):
                 assert_close(phase, case.outputs[f"rope_{name}_{size}"], 2e-6, f"rope_{name}_{size}")
+
+
+def as_tensor(picture: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(picture).copy())
+
+
+@kind(r"preprocess.*")
+def cut_out_pictures(case: Case) -> None:
+    for name, expected in case.outputs.items():
+        assert_equal(as_tensor(preprocess(Image.open(case.path / f"{name}_in.png"))), expected, name)
+
+
+@kind(r"rembg_wrapper.*")
+def matting(case: Case) -> None:
+    def stub(x: torch.Tensor) -> list[torch.Tensor]:
+        return [2 * x.mean(dim=1, keepdim=True) - 0.3]
+
+    def matte(picture: Image.Image) -> Image.Image:
+        return matte_by_network(picture, stub)
+
+    picture = Image.open(case.path / "image_in.png")
+    assert_equal(as_tensor(matte(picture)), case.outputs["rgba"], "rgba")
+    assert_equal(as_tensor(preprocess(picture, matte)), case.outputs["preprocessed"], "preprocessed")

@@ -40,7 +40,10 @@ class SamplerParams:
 
 
 def flow_schedule(steps: int, rescale_t: float) -> list[float]:
-    """The steps + 1 times from 1 to 0. Float64 throughout: guidance intervals are hit exactly on some of them."""
+    """The steps + 1 times from 1 to 0, for rescale_t >= 1.
+
+    Float64 and this very formula: some published guidance intervals end exactly on one of these times.
+    """
     u = np.linspace(1.0, 0.0, steps + 1)
     return (rescale_t * u / (1 + (rescale_t - 1) * u)).tolist()
 

@@ -48,9 +48,11 @@ class DinoV3Params:
         return cls(**{key: value for key, value in args.items() if key in known})
 
 
-def image_to_pixels(picture: Image.Image, size: int) -> Tensor:
-    """Lanczos resize to size x size, without keeping the aspect -> float32 [3, size, size] in 0..1."""
-    resized = picture.resize((size, size), Image.Resampling.LANCZOS).convert("RGB")
+def image_to_pixels(
+    picture: Image.Image, size: int, resampling: Image.Resampling = Image.Resampling.LANCZOS
+) -> Tensor:
+    """Resize to size x size, without keeping the aspect -> float32 [3, size, size] in 0..1."""
+    resized = picture.resize((size, size), resampling).convert("RGB")
     return torch.from_numpy(np.asarray(resized, dtype=np.float32) / 255).permute(2, 0, 1).contiguous()
 
 
