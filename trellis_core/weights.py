@@ -97,9 +97,11 @@ class NetworkFile:
         """Bytes that its parameters take once loaded."""
         return sum(t.numel() * t.element_size() for t in self.build(ctx).state_dict().values())
 
-    def check(self) -> None:
-        """Compare the file's table of contents with the network's parameters, without reading a tensor."""
-        _match(self, self.build())
+    def check(self) -> Any:
+        """The network's params, after holding the file's table of contents against it; reads no tensor."""
+        model = self.build()
+        _match(self, model)
+        return model.params
 
     def load(self, ctx: RunContext = QUIET) -> nn.Module:
         """The network in eval mode on the context's device, with gradients off.

@@ -1,0 +1,343 @@
+"""Which networks belong together, and how to sample with them: a family (spec A 1.3).
+
+A family is known from configs and file headers alone. Its networks are read one at a time, when a stage needs one, and
+let go after it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import published
+from .errors import InputError, OutOfBudgetError, WeightsError
+from .repackaged import find_networks
+from .run import QUIET, RunContext
+from .weights import NetworkFile, image_encoder_file, network_file, read_json, refuse_pickle
+
+BUNDLED = {"mini": Path(__file__).parent / "mini"}
+"""Families that ship with the program."""
+
+IMAGE_ROLE = "image_cond_model"
+CORE_ROLES = ("sparse_structure_decoder", "sparse_structure_flow_model", "shape_slat_decoder", "tex_slat_decoder")
+FLOW_ROLES = tuple(f"{kind}_slat_flow_model_{key}" for kind in ("shape", "tex") for key in (512, 1024))
+SAMPLER_KEYS = {"structure": "sparse_structure_sampler", "shape": "shape_slat_sampler", "texture": "tex_slat_sampler"}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What one pipeline resolution means for a family.
+
+    Attributes:
+        image_size: pixels per side of the picture that the tokens are made from.
+        structure_grid: voxels per axis of the latent grid.
+        output: voxels per axis of the decoded object.
+    """
+
+    image_size: int
+    structure_grid: int
+    output: int
+
+
+@dataclass(frozen=True)
+class Route:
+    """How a resolution is reached: sample with `low`, refine with `model`, decode at `target`; keys of scales.
+
+    `low` is None where `model` is sampled directly on the structure.
+    """
+
+    low: int | None
+    model: int
+    target: int
+
+    @property
+    def start(self) -> int:
+        """The scale whose grid the structure is made for."""
+        return self.low or self.model
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Per-channel mean and spread of a latent, float32 [C]: networks sample in the normalised space."""
+
+    mean: Tensor
+    std: Tensor
+
+    def apply(self, z: Tensor) -> Tensor:
+        return (z - self.mean.to(z.device)) / self.std.to(z.device)
+
+    def undo(self, z: Tensor) -> Tensor:
+        return z * self.std.to(z.device) + self.mean.to(z.device)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A stage's sampler in a family: its noise floor, and the parameters that hold unless the user says otherwise."""
+
+    sigma_min: float = 1e-5
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Networks that were trained for each other. Made by `load_family`.
+
+    Attributes:
+        name: what to call it.
+        networks: by role, named as in pipeline.json; nothing of them is in memory.
+        scales: by resolution key 512, 1024, 1536: those that the networks at hand can serve.
+        samplers: by stage "structure", "shape", "texture".
+        shape_norm, texture_norm: of the two structured latents.
+        upscale: decoded voxels per latent voxel and axis.
+    """
+
+    name: str
+    networks: Mapping[str, NetworkFile]
+    scales: Mapping[int, Scale]
+    samplers: Mapping[str, Sampler]
+    shape_norm: Normalization
+    texture_norm: Normalization
+    upscale: int
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        return tuple(self.scales)
+
+    def route(self, resolution: int, cascade: bool = True) -> Route:
+        """The way to `resolution`; raises `InputError` if this family has none."""
+        if resolution not in self.scales:
+            known = ", ".join(map(str, self.scales))
+            raise InputError(f"The weights {self.name} cannot make resolution {resolution}. Choose one of: {known}.")
+        if resolution == 512:
+            return Route(None, 512, 512)
+        if not cascade:
+            if resolution != 1024:
+                raise InputError(f"Resolution {resolution} is reached by a cascade only; direct sampling makes 1024.")
+            return Route(None, 1024, 1024)
+        if "shape_slat_flow_model_512" not in self.networks:
+            raise InputError(f"The weights {self.name} have no 512 shape network: turn the cascade off.")
+        return Route(512, 1024, resolution)
+
+    @contextmanager
+    def network(self, role: str, ctx: RunContext = QUIET) -> Iterator[nn.Module]:
+        """The network of `role` on the context's device for as long as the `with` lasts."""
+        model = self.networks[role].load(ctx)
+        try:
+            yield model
+        finally:
+            model.to("meta")  # whoever still holds the network holds no memory
+            if ctx.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def roles(self, route: Route) -> tuple[str, ...]:
+        """The networks that a run along `route` reads, in order."""
+        shapes = [f"shape_slat_flow_model_{key}" for key in (route.low, route.model) if key]
+        texture = f"tex_slat_flow_model_{route.model}"
+        return (IMAGE_ROLE, *CORE_ROLES[:2], *shapes, CORE_ROLES[2], texture, CORE_ROLES[3])
+
+    def check_budget(self, route: Route, ctx: RunContext) -> None:
+        """Raise `OutOfBudgetError` if the largest network of the route does not fit the context's memory budget."""
+        if ctx.memory_budget is None:
+            return
+        sizes = {role: self.networks[role].memory(ctx) for role in self.roles(route)}
+        role = max(sizes, key=lambda r: sizes[r])
+        if sizes[role] > ctx.memory_budget:
+            raise OutOfBudgetError(
+                f"The network {role} takes {sizes[role] / 1e9:.2f} GB, the budget is {ctx.memory_budget / 1e9:.2f} GB. "
+                "Raise the budget, use a smaller dtype, or smaller weights."
+            )
+
+
+def load_family(name_or_path: str | Path, ctx: RunContext = QUIET) -> Family:
+    """Find a family and check that its files are whole and belong together. Reads no tensor, downloads nothing.
+
+    Args:
+        name_or_path: "mini"; a folder with pipeline.json; a folder or file of ComfyUI's repackaged weights; or the
+            name `owner/repository` of weights in the local Hugging Face cache.
+
+    Raises:
+        WeightsError: something is missing, damaged, a pickle, or made for another family; says what and where.
+    """
+    path = _locate(name_or_path)
+    ctx.check()
+    if path.is_dir() and (path / "pipeline.json").is_file():
+        return _official(path)
+    return _repackaged(path)
+
+
+def _locate(name_or_path: str | Path) -> Path:
+    text = str(name_or_path)
+    if text in BUNDLED:
+        return BUNDLED[text]
+    path = Path(text).expanduser()
+    if path.exists():
+        refuse_pickle(path)
+        return path.parent if path.name == "pipeline.json" else path
+    for snapshot in _cached_snapshots(text):
+        return snapshot
+    raise WeightsError(
+        f'There are no weights "{text}": no such file or folder, and no bundled family of that name '
+        f"({', '.join(BUNDLED)}). `python -m trellis_core download` fetches the official ones."
+    )
+
+
+def _official(root: Path) -> Family:
+    config = read_json(root / "pipeline.json")
+    args = config.get("args")
+    if not isinstance(args, dict) or not isinstance(args.get("models"), dict):
+        raise WeightsError(f'{root / "pipeline.json"} has no "args" with "models": it does not describe a pipeline.')
+    wanted = [role for role in (*CORE_ROLES, *FLOW_ROLES) if args["models"].get(role)]
+    networks = {role: _find_network(root, str(args["models"][role])) for role in wanted}
+    networks[IMAGE_ROLE] = image_encoder_file(_find_image_encoder(root, args.get(IMAGE_ROLE)))
+    samplers = {}
+    for stage, key in SAMPLER_KEYS.items():
+        entry = args.get(key) or {}
+        samplers[stage] = Sampler(entry.get("args", {}).get("sigma_min", 1e-5), entry.get("params", {}))
+    norms = [_normalization(root, args, f"{kind}_slat_normalization") for kind in ("shape", "tex")]
+    return _assemble(root.name, networks, args.get("resolutions", published.SCALES), samplers, *norms)
+
+
+def _repackaged(path: Path) -> Family:
+    networks: dict[str, NetworkFile] = {}
+    unread = []
+    for file in _candidates(path):
+        try:
+            found = find_networks(file)
+        except WeightsError as error:
+            if file == path:
+                raise
+            unread.append(str(error))
+            continue
+        networks = found | networks
+    if not networks:
+        raise WeightsError(
+            f"{path} holds no TRELLIS.2 weights: no pipeline.json, and no safetensors file with known networks. "
+            + " ".join(unread)
+        )
+    norms = [Normalization(*(torch.tensor(v) for v in pair)) for pair in (published.SHAPE_NORM, published.TEXTURE_NORM)]
+    return _assemble(path.stem, networks, published.SCALES, {s: Sampler() for s in SAMPLER_KEYS}, *norms)
+
+
+def _candidates(path: Path) -> list[Path]:
+    """The file itself, then every safetensors file where ComfyUI keeps the parts that go with it."""
+    root = path if path.is_dir() else path.parent
+    homes = [root, *(base / sub for base in (root, root.parent) for sub in published.COMFY_FOLDERS)]
+    around = {file for home in homes if home.is_dir() for file in home.glob("*.safetensors")}
+    return [path] * path.is_file() + sorted(around - {path})
+
+
+def _assemble(
+    name: str,
+    networks: Mapping[str, NetworkFile],
+    scales: Mapping[str, Mapping[str, int]],
+    samplers: Mapping[str, Sampler],
+    shape_norm: Normalization,
+    texture_norm: Normalization,
+) -> Family:
+    if missing := [role for role in (*CORE_ROLES, IMAGE_ROLE) if role not in networks]:
+        raise WeightsError(f"The weights {name} are incomplete: no {', no '.join(missing)}.")
+    served = {
+        int(key): Scale(**scale)
+        for key, scale in scales.items()
+        if all(f"{kind}_slat_flow_model_{min(int(key), 1024)}" in networks for kind in ("shape", "tex"))
+    }
+    if not served:
+        raise WeightsError(f"The weights {name} have no pair of shape and texture flows for one resolution.")
+    upscale = _check_together({r: n.check() for r, n in networks.items()}, served, shape_norm, texture_norm)
+    return Family(name, networks, served, samplers, shape_norm, texture_norm, upscale)
+
+
+def _check_together(
+    params: Mapping[str, Any], scales: Mapping[int, Scale], shape_norm: Normalization, texture_norm: Normalization
+) -> int:
+    """Hold every number that two parts share against each other; returns the decoders' upscale."""
+    shape, texture = params["shape_slat_decoder"], params["tex_slat_decoder"]
+    structure, flow = params["sparse_structure_decoder"], params["sparse_structure_flow_model"]
+    upscale = 2 ** (len(shape.num_blocks) - 1)
+    fine = flow.resolution * 2 ** (len(structure.channels) - 1)
+    facts = [
+        ("structure flow output", flow.out_channels, "structure decoder input", structure.latent_channels),
+        ("structure flow input", flow.in_channels, "its output", flow.out_channels),
+        ("shape normalisation", len(shape_norm.mean), "shape decoder input", shape.latent_channels),
+        ("texture normalisation", len(texture_norm.mean), "texture decoder input", texture.latent_channels),
+        ("texture decoder levels", len(texture.num_blocks), "shape decoder levels", len(shape.num_blocks)),
+        ("shape decoder output", shape.out_channels, "channels of a dual grid", 7),
+        ("texture decoder output", texture.out_channels, "PBR channels", 6),
+        ("shape decoder subdivision head", shape.pred_subdiv, "needed", True),
+        ("texture decoder subdivision head", texture.pred_subdiv, "needed", False),
+    ]
+    image = params[IMAGE_ROLE].hidden_size
+    for role, part in params.items():
+        if "flow_model" in role:
+            facts.append((f"{role} condition", part.cond_channels, "image encoder output", image))
+        if role.startswith("shape_slat_flow"):
+            facts.append((f"{role} output", part.out_channels, "shape decoder input", shape.latent_channels))
+            facts.append((f"{role} input", part.in_channels, "its output", part.out_channels))
+        if role.startswith("tex_slat_flow"):
+            facts.append((f"{role} output", part.out_channels, "texture decoder input", texture.latent_channels))
+            both = part.out_channels + shape.latent_channels
+            facts.append((f"{role} input", part.in_channels, "texture and shape latent together", both))
+    for key, scale in scales.items():
+        facts.append((f"output at {key}", scale.output, "its grid times the decoder's upscale", scale.structure_grid * upscale))
+        if key <= 1024:
+            facts.append((f"structure decoder grid over the {key} grid, rest", fine % scale.structure_grid, "needed", 0))
+        patch = params[IMAGE_ROLE].patch_size
+        facts.append((f"image size at {key} over the encoder's patch, rest", scale.image_size % patch, "needed", 0))
+    if wrong := [f"{a} is {x}, {b} is {y}" for a, x, b, y in facts if x != y]:
+        raise WeightsError(f"These parts do not belong together: {'; '.join(wrong)}.")
+    return upscale
+
+
+def _normalization(root: Path, args: Mapping[str, Any], key: str) -> Normalization:
+    try:
+        mean, std = (torch.tensor(args[key][part], dtype=torch.float32) for part in ("mean", "std"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f'{root / "pipeline.json"}: "{key}" needs lists "mean" and "std" of numbers.') from error
+    if mean.shape != std.shape or mean.dim() != 1 or not ((std > 0) & std.isfinite() & mean.isfinite()).all():
+        raise WeightsError(f'{root / "pipeline.json"}: "{key}" needs as many means as spreads, all spreads above 0.')
+    return Normalization(mean, std)
+
+
+def _find_network(root: Path, reference: str) -> NetworkFile:
+    return network_file(_resolve(root, reference, lambda stem: stem.with_name(stem.name + ".json").is_file()))
+
+
+def _find_image_encoder(root: Path, entry: Any) -> Path:
+    try:
+        reference = str(entry["args"]["model_name"])
+    except (KeyError, TypeError) as error:
+        raise WeightsError(f'{root / "pipeline.json"}: "{IMAGE_ROLE}" names no "model_name".') from error
+    return _resolve(root, reference, lambda folder: (folder / "config.json").is_file())
+
+
+def _resolve(root: Path, reference: str, is_there: Callable[[Path], bool]) -> Path:
+    """Where a reference of pipeline.json lies: below the folder, in a sibling folder, or in the Hugging Face cache."""
+    places = [root / reference]
+    owner, _, rest = reference.partition("/")
+    repository, _, inner = rest.partition("/")
+    if repository:
+        places += [base / part for base in (root, root.parent) for part in (f"{repository}/{inner}", reference)]
+        places += [snapshot / inner for snapshot in _cached_snapshots(f"{owner}/{repository}")]
+    for place in places:
+        if is_there(place):
+            return place
+    raise WeightsError(
+        f'{root / "pipeline.json"} refers to "{reference}", which is not there. Looked at: '
+        f"{', '.join(map(str, dict.fromkeys(places)))}. `python -m trellis_core download` fetches the official weights."
+    )
+
+
+def _cached_snapshots(repository: str) -> list[Path]:
+    """Snapshots of `owner/repository` in the local Hugging Face cache, the one that `main` names first."""
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    base = Path(os.environ.get("HF_HUB_CACHE", home / "hub")) / f"models--{repository.replace('/', '--')}"
+    main = base / "refs" / "main"
+    named = [base / "snapshots" / main.read_text().strip()] if main.is_file() else []
+    return [s for s in dict.fromkeys([*named, *sorted(base.glob("snapshots/*"))]) if s.is_dir()]
