@@ -1,4 +1,4 @@
-"""One layer of the flow transformers: modulated self-attention, cross-attention to the picture, modulated MLP (spec A 3.2)."""
+"""One layer of the flow transformers: modulated self-attention and MLP, cross-attention between them (spec A 3.2)."""
 
 from __future__ import annotations
 

@@ -21,7 +21,12 @@ class SLatFlowModel(FlowTransformer):
     """Velocity of the shape latent, or of the texture latent given the shape latent."""
 
     def forward(
-        self, feats: Tensor, coords: Tensor, t: Tensor, cond: Tensor | Sequence[Tensor], concat_cond: Tensor | None = None
+        self,
+        feats: Tensor,
+        coords: Tensor,
+        t: Tensor,
+        cond: Tensor | Sequence[Tensor],
+        concat_cond: Tensor | None = None,
     ) -> Tensor:
         """Velocity of every token.
 

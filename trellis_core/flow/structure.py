@@ -20,7 +20,16 @@ class SparseStructureFlowModel(FlowTransformer):
     """Velocity of the structure latent."""
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """x float32 [B, Cin, R, R, R] (axes x, y, z), t float32 [B] times 1000, cond [B, L, Cc] -> [B, Cout, R, R, R]."""
+        """Velocity of every voxel.
+
+        Args:
+            x: float32 [B, Cin, R, R, R], axes x, y, z.
+            t: float32 [B], the time times 1000.
+            cond: [B, L, Cc].
+
+        Returns:
+            float32 [B, Cout, R, R, R].
+        """
         count, _, *cube = x.shape
         tokens = x.flatten(2).transpose(1, 2)
         axes = (torch.arange(side, device=x.device) for side in cube)

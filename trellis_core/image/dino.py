@@ -175,7 +175,7 @@ class _Mlp(nn.Module):
 
 
 def _rotate_patches(x: Tensor, phases: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the patch tokens of x [B, H, T, d], the last tokens; halves of a head vector are the pairs (unlike spec A 3.3)."""
+    """Turn the patches, the last tokens of x [B, H, T, d]. A component's partner lies half a head vector away."""
     cos, sin = phases
     prefix, patches = x.split((x.shape[-2] - cos.shape[0], cos.shape[0]), dim=-2)
     first, second = patches.chunk(2, dim=-1)

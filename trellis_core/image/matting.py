@@ -81,7 +81,7 @@ def key_plain_background(picture: Image.Image, tolerance: float = 12.0) -> Image
     on_border = np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
     # A subject may be cut by the picture's edge, so a part of the border may differ.
     if (on_border > 0).mean() < 0.8:
-        raise InputError("The background is not plain: the colour changes along the picture's border. Cut it out first.")
+        raise InputError("The background is not plain: its colour changes along the border. Cut the subject out first.")
     background = np.isin(regions, np.unique(on_border[on_border > 0]))
     inside = ndimage.distance_transform_edt(~background)
     # Safely past the blended rim: deep inside, or a thin part that is plainly of another colour.
@@ -93,7 +93,7 @@ def key_plain_background(picture: Image.Image, tolerance: float = 12.0) -> Image
 
 
 def _unmix(rgb: np.ndarray, plate: np.ndarray, sure: np.ndarray, band: np.ndarray) -> Image.Image:
-    """Alpha 1 where `sure`, 0 outside `band`, in it the share of the nearest sure colour over the colour of the plate."""
+    """RGBA: alpha 1 where `sure`; in the `band` the share of the nearest sure colour against the plate; else 0."""
     from scipy import ndimage
 
     nearest = ndimage.distance_transform_edt(~sure, return_distances=False, return_indices=True)

@@ -1,4 +1,4 @@
-"""From a picture file to the square that the encoder sees: open, check, find the subject, crop, put on black (spec A 2.1)."""
+"""From a picture file to the square that the encoder sees: open, check, crop to the subject on black (spec A 2.1)."""
 
 from __future__ import annotations
 
