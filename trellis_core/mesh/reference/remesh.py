@@ -5,13 +5,13 @@ The zero set lies `band` voxels off the input on both sides, so a closed input c
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from ...run import QUIET, RunContext
 from ..topology import Array, compact
+from .distance import ReferenceIndex
 
 _OFFSETS = np.stack([(np.arange(8) >> k) & 1 for k in range(3)], axis=1)  # children and corners, x fastest
 _KEEP = 0.87  # of a cell: half its diagonal and a little
@@ -25,14 +25,8 @@ _RING = np.array(
     ]
 )
 # The cell's twelve edges as pairs of corner numbers, and those that it owns, one per axis.
-_EDGES = np.array([(a, a | 1 << k) for k in range(3) for a in range(8) if not a >> k & 1])
+_EDGES = np.array([(a, a | 1 << k) for k in range(3) for a in (0, 4, 2, 6, 1, 5, 3, 7) if not a >> k & 1])
 _OWNED = np.array([(7 & ~(1 << k), 7) for k in range(3)])
-
-
-class Index(Protocol):
-    """Closest-point queries, as `trellis_core.mesh.distance.TriangleIndex`."""
-
-    def query(self, points: torch.Tensor) -> "object": ...
 
 
 class Grid(NamedTuple):
@@ -60,20 +54,17 @@ class Contour(NamedTuple):
     faces: Array
 
 
-def narrow_band(index: Index, grid: Grid, band: float, project_back: float = 0.0, ctx: RunContext = QUIET) -> Contour:
+def narrow_band(index: ReferenceIndex, grid: Grid, band: float, project_back: float = 0.0, ctx: RunContext = QUIET) -> Contour:
     """Surface at `band` cells around the mesh behind `index`; `project_back` 0..1 pulls it towards the mesh again."""
     offset = np.float32(band * grid.scale / grid.resolution)
-    cells = _active_cells(index, grid, offset, ctx)
-    ctx.report(0.4)
+    cells = _active_cells(index, grid, offset, ctx.part(0, 0.4, "remesh"))
     corners, corner_of = np.unique(_keys(cells[:, None] + _OFFSETS, grid.resolution + 1), return_inverse=True)
-    where = _unkey(corners, grid.resolution + 1)
-    value = _field(index, where / np.float32(grid.resolution) - np.float32(0.5), grid, offset)[corner_of.reshape(-1, 8)]
-    ctx.report(0.9)
+    place = _unkey(corners, grid.resolution + 1)
+    value = _field(index, place, grid.resolution, grid, offset, ctx.part(0.4, 0.8, "remesh"))[corner_of.reshape(-1, 8)]
     found = contour(cells, value, grid)
     if project_back:
-        pull = torch.from_numpy(found.vertices)
-        pull = pull - project_back * (pull - index.query(pull).point)
-        found = found._replace(vertices=pull.numpy())
+        pull = found.vertices - index.closest(found.vertices, ctx.part(0.8, 1, "remesh"))
+        found = found._replace(vertices=found.vertices - np.float32(project_back) * pull)
     return found
 
 
@@ -86,10 +77,11 @@ def contour(cells: Array, value: Array, grid: Grid) -> Contour:
     crossed = (low < 0) != (high < 0)
     t = np.divide(-low, high - low, out=np.zeros_like(low), where=crossed)[..., None]
     start, end = (_OFFSETS[_EDGES[:, k]].astype(np.float32) for k in (0, 1))
-    total = (np.where(crossed[..., None], start + t * (end - start), 0)).sum(axis=1)
+    total = np.zeros((len(cells), 3), np.float32)
+    for k in range(len(_EDGES)):  # in this order and in absolute coordinates, for equal rounding
+        total += np.where(crossed[:, k, None], cells + start[k] + t[:, k] * (end[k] - start[k]), 0).astype(np.float32)
     amount = crossed.sum(axis=1, keepdims=True).astype(np.float32)
-    inside = np.divide(total, amount, out=np.full_like(total, 0.5), where=amount > 0)
-    points = (cells + inside).astype(np.float32)
+    points = np.divide(total, amount, out=(cells + np.float32(0.5)).astype(np.float32), where=amount > 0)
 
     first, last = value[:, _OWNED[:, 0]], value[:, _OWNED[:, 1]]
     crossings = ((first < 0) & (last >= 0)).astype(np.int32) - ((first >= 0) & (last < 0)).astype(np.int32)
@@ -115,16 +107,14 @@ def _faces(cells: Array, crossings: Array, resolution: int) -> Array:
     return triangles.reshape(-1, 3).astype(np.int32)
 
 
-def _active_cells(index: Index, grid: Grid, offset: np.float32, ctx: RunContext) -> Array:
+def _active_cells(index: ReferenceIndex, grid: Grid, offset: np.float32, ctx: RunContext) -> Array:
     """Cells that the offset surface may pass through, found from coarse to fine: int64 [N, 3]."""
     resolution = grid.resolution
     while resolution > 32 and resolution % 2 == 0:
         resolution //= 2
     cells = np.stack(np.meshgrid(*[np.arange(resolution)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
     while True:
-        ctx.check()
-        centre = (cells + np.float32(0.5)) / np.float32(resolution) - np.float32(0.5)
-        value = _field(index, centre, grid, offset)
+        value = _field(index, cells + 0.5, resolution, grid, offset, ctx)
         cells = cells[np.abs(value) < np.float32(_KEEP * grid.scale / resolution)]
         if resolution == grid.resolution:
             return cells
@@ -132,10 +122,10 @@ def _active_cells(index: Index, grid: Grid, offset: np.float32, ctx: RunContext)
         resolution *= 2
 
 
-def _field(index: Index, unit: Array, grid: Grid, offset: np.float32) -> Array:
-    """Distance minus offset, float32 [P], at `unit` positions in [-0.5, 0.5]^3 of the grid."""
-    points = unit.astype(np.float32) * np.float32(grid.scale) + grid.centre.astype(np.float32)
-    return index.query(torch.from_numpy(points)).distance.numpy() - offset
+def _field(index: ReferenceIndex, place: Array, resolution: int, grid: Grid, offset: np.float32, ctx: RunContext) -> Array:
+    """Distance minus offset, float32 [P], at `place` [P, 3] in cells of a grid of `resolution` over the same cube."""
+    unit = place.astype(np.float32) / np.float32(resolution) - np.float32(0.5)
+    return index.distance(unit * np.float32(grid.scale) + grid.centre.astype(np.float32), ctx) - offset
 
 
 def _keys(cells: Array, resolution: int) -> Array:

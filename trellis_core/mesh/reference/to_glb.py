@@ -17,7 +17,6 @@ from ...errors import TrellisError
 from ...run import QUIET, RunContext
 from ...values import Mesh, PbrVoxels
 from ..attributes import grid_sample_3d
-from ..distance import TriangleIndex
 from ..ragged import ragged
 from ..topology import Array
 from .charts import cluster, unwrap
@@ -30,6 +29,7 @@ from .cleanup import (
     unify_face_orientations,
     vertex_normals,
 )
+from .distance import ReferenceIndex
 from .remesh import Grid, narrow_band
 from .simplify import simplify
 
@@ -77,7 +77,7 @@ def reference_asset(mesh: Mesh, voxels: PbrVoxels, settings: ReferenceSettings, 
     """
     inpaint = _inpainter()
     original = fill_holes(mesh.vertices.numpy(), mesh.faces.numpy(), MAX_HOLE_PERIMETER)
-    index = TriangleIndex(*map(torch.from_numpy, original))
+    index = ReferenceIndex(*original)
     if settings.remesh:
         band, resolution = settings.remesh_band, voxels.resolution
         grid = Grid(resolution, (resolution + 3 * band) / resolution, np.zeros(3))
@@ -108,7 +108,7 @@ def _bake(
     vertices: Array,
     faces: Array,
     uv: Array,
-    index: TriangleIndex,
+    index: ReferenceIndex,
     voxels: PbrVoxels,
     size: int,
     inpaint: Callable[[Array, Array, int], Array],
@@ -119,8 +119,8 @@ def _bake(
     covered = face >= 0
     position = (weights[covered][:, :, None] * vertices[faces[face[covered]]]).sum(axis=1)
     ctx.report(0.2)
-    nearest = index.query(torch.from_numpy(position.astype(np.float32)), ctx=ctx.part(0.2, 0.8, "bake")).point
-    place = (nearest + 0.5) * voxels.resolution
+    nearest = index.closest(position.astype(np.float32), ctx.part(0.2, 0.8, "bake"))
+    place = torch.from_numpy((nearest + np.float32(0.5)) * np.float32(voxels.resolution))
     attrs = np.zeros((size, size, 6), np.float32)
     attrs[covered] = grid_sample_3d(voxels.attrs, voxels.coords, voxels.resolution, place).numpy()
     texture = np.clip(attrs * 255, 0, 255).astype(np.uint8)
