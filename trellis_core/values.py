@@ -14,34 +14,48 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Condition:
-    """What the networks know of the picture.
+    """What the networks know of the pictures.
 
     Attributes:
-        tokens: float32 [B, L, C] image tokens by pipeline resolution key (512 and, unless only 512 was asked, 1024).
-        picture: uint8 [S, S, 3], the cropped premultiplied picture that the tokens were made from.
+        tokens: float32 [B, L, C] image tokens by scale (512, and 1024 unless only 512 was asked), one row a picture.
+        pictures: uint8 [S, S, 3] each: the cropped premultiplied pictures that the tokens were made from.
     """
 
     tokens: dict[int, Tensor]
-    picture: Tensor
+    pictures: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
 class Structure:
-    """Active voxels of the coarse grid: coords int32 [N, 4] on grid^3, for `samples` objects."""
+    """Active voxels of the coarse grid.
+
+    Attributes:
+        coords: int32 [N, 4] on grid^3.
+        samples: how many objects; each has at least one voxel.
+        rng: uint8, the state of the noise generator after this stage's draws, so that the next stage goes on from it.
+    """
 
     coords: Tensor
     grid: int
     samples: int
+    rng: Tensor
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Shape latent (denormalised, float32 [N, C]) on coords int32 [N, 4]; decodes to a grid of `resolution`."""
+    """Shape latent, to be decoded to a grid of `resolution`.
+
+    Attributes:
+        coords: int32 [N, 4] latent voxels.
+        feats: float32 [N, C], denormalised.
+        rng: as in `Structure`.
+    """
 
     coords: Tensor
     feats: Tensor
     resolution: int
     samples: int
+    rng: Tensor
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,340 @@
+"""The six calls from a picture to an asset, each from values to values (spec A 7.1).
+
+    condition -> sample_structure -> sample_shape -> sample_texture -> decode -> make_asset
+
+Noise is float32, drawn on the CPU from one generator that is seeded once; its state travels with the values, so a stage's
+result depends on its inputs alone. Every stage reads one network at a time and lets go of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .errors import EmptyResultError, InputError
+from .family import IMAGE_ROLE, Family
+from .flow.sampler import sample
+from .image.dino import image_to_pixels
+from .image.preprocess import Matte, preprocess
+from .mesh.dual_grid import dual_grid_to_mesh
+from .run import QUIET, RunContext
+from .settings import GenerationSettings, resolve_seed
+from .vae.sparse_unet import dual_grid_heads
+from .vae.structure import active_voxels
+from .values import Condition, Mesh, PbrVoxels, Shape, Structure, Texture
+
+if TYPE_CHECKING:
+    from .mesh.asset import Asset
+
+LOADED = 0.15
+"""Share of a sampling stage's progress that stands for reading its network."""
+
+
+@torch.no_grad()
+def condition(
+    family: Family,
+    pictures: Image.Image | Sequence[Image.Image],
+    settings: GenerationSettings | None = None,
+    *,
+    matte: Matte | None = None,
+    cropped: bool = False,
+    ctx: RunContext = QUIET,
+) -> Condition:
+    """Look at the pictures: crop each to its subject, and make the tokens that guide all sampling.
+
+    Args:
+        settings: make only the tokens that its resolution needs; None for all that the family knows.
+        matte: finds the subject of pictures that are not cut out (see `image.matting`).
+        cropped: the pictures are square on black already, as `image.preprocess` makes them.
+
+    Raises:
+        InputError: a picture shows no subject, or the family cannot make the resolution.
+    """
+    pictures = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
+    if not pictures:
+        raise InputError("No picture was given.")
+    squares = [p.convert("RGB") if cropped else preprocess(p, matte) for p in pictures]
+    scales = [key for key in family.scales if key <= 1024]
+    if settings is not None:
+        route = family.route(settings.resolution, settings.cascade)
+        scales = sorted({route.start, route.model})
+        if 512 in family.scales:
+            scales = sorted({512, *scales})
+    by_size: dict[int, Tensor] = {}
+    with family.network(IMAGE_ROLE, ctx.part(0.0, 0.5, "reading the image encoder")) as encoder:
+        for key in scales:
+            size = family.scales[key].image_size
+            if size not in by_size:
+                ctx.report(0.5 + 0.25 * len(by_size), "looking at the picture")
+                pixels = torch.stack([image_to_pixels(square, size) for square in squares])
+                by_size[size] = encoder(pixels.to(ctx.device)).float().cpu()
+    ctx.report(1.0)
+    tokens = {key: by_size[family.scales[key].image_size] for key in scales}
+    return Condition(tokens, tuple(torch.from_numpy(np.array(square)) for square in squares))
+
+
+@torch.no_grad()
+def sample_structure(
+    family: Family,
+    condition: Condition,
+    settings: GenerationSettings,
+    seed: int | None = None,
+    *,
+    samples: int = 1,
+    ctx: RunContext = QUIET,
+) -> Structure:
+    """Find the rough form: which voxels of the latent grid the object fills.
+
+    Args:
+        seed: None takes the settings' seed, or a random one if they have none.
+        samples: objects to make of one picture. With several pictures one object is made of each.
+
+    Raises:
+        EmptyResultError: an object has no voxel.
+    """
+    route = family.route(settings.resolution, settings.cascade)
+    # Where a family has no 512 scale, its only tokens serve the structure too.
+    tokens = _tokens(condition, 512 if 512 in family.scales else route.start)
+    samples = len(tokens) if len(tokens) > 1 else samples
+    tokens = tokens.expand(samples, -1, -1).to(ctx.device)
+    generator = torch.Generator().manual_seed(resolve_seed(settings.seed if seed is None else seed))
+    sampler = family.samplers["structure"]
+    with family.network("sparse_structure_flow_model", ctx.part(0.0, LOADED, "reading the structure network")) as flow:
+        side = flow.params.resolution
+        noise = torch.randn(samples, flow.params.in_channels, side, side, side, generator=generator)
+        z = sample(
+            flow,
+            noise.to(ctx.device),
+            settings.sampler_params("structure", sampler.params),
+            cond=tokens,
+            neg=torch.zeros_like(tokens),
+            sigma_min=sampler.sigma_min,
+            ctx=ctx.part(LOADED, 0.9, "sampling the structure"),
+        )
+    with family.network("sparse_structure_decoder", ctx.part(0.9, 0.95, "reading the structure decoder")) as decoder:
+        grid = family.scales[route.start].structure_grid
+        coords = active_voxels(decoder(z), grid).cpu()
+    _refuse_empty(coords, samples, "The structure")
+    ctx.report(1.0)
+    return Structure(coords, grid, samples, generator.get_state())
+
+
+@torch.no_grad()
+def sample_shape(
+    family: Family,
+    condition: Condition,
+    structure: Structure,
+    settings: GenerationSettings,
+    *,
+    ctx: RunContext = QUIET,
+) -> Shape:
+    """Form the surface on the structure; for a cascade coarsely first, then again on the finer voxels that this found.
+
+    Raises:
+        InputError: structure or condition were made for another resolution.
+    """
+    route = family.route(settings.resolution, settings.cascade)
+    expected = family.scales[route.start].structure_grid
+    if structure.grid != expected:
+        raise InputError(
+            f"The structure was sampled on a grid of {structure.grid}, resolution {settings.resolution} starts from one "
+            f"of {expected}: sample the structure again with these settings."
+        )
+    generator = torch.Generator()
+    generator.set_state(structure.rng)
+    coords, resolution, start = structure.coords, family.scales[route.target].output, 0.0
+    if route.low:
+        start = 0.3
+        low = _sample_latent(family, condition, settings, "shape", route.low, coords, generator, ctx.part(0, 0.2, ""))
+        fine = _upsample(family, family.shape_norm.undo(low), coords, ctx.part(0.2, start, "refining the structure"))
+        coords, resolution = refine_coords(fine, family, route.low, route.model, resolution, settings.max_num_tokens)
+        _refuse_empty(coords, structure.samples, "The shape")
+    feats = _sample_latent(family, condition, settings, "shape", route.model, coords, generator, ctx.part(start, 1.0, ""))
+    feats = family.shape_norm.undo(feats)
+    return Shape(coords, feats, resolution, structure.samples, generator.get_state())
+
+
+def refine_coords(
+    fine: Tensor, family: Family, low: int, model: int, resolution: int, max_num_tokens: int
+) -> tuple[Tensor, int]:
+    """Latent voxels of the refined shape, and the resolution they decode to (spec A 7.1, step 4).
+
+    Args:
+        fine: int32 [M, 4] voxels of the decoded `low` scale.
+        resolution: wanted output; lowered step by step, never below that of the scale `model`, until fewer than
+            `max_num_tokens` latent voxels are left.
+
+    Returns:
+        int32 [N, 4] lexicographic, and the resolution.
+    """
+    grid = family.scales[low].output
+    floor, step = family.scales[model].output, grid // 4
+    while True:
+        coords = quantize_coords(fine, grid, resolution // family.upscale)
+        if len(coords) < max_num_tokens or resolution <= floor:
+            return coords, resolution
+        resolution = max(resolution - step, floor)
+
+
+def quantize_coords(coords: Tensor, grid: int, new_grid: int) -> Tensor:
+    """Voxels of new_grid^3 that hold a centre of the voxels int32 [M, 4] of grid^3: int32 [N, 4], lexicographic, unique."""
+    voxels = ((coords[:, 1:] + 0.5) / grid * new_grid).long()
+    sample_index, x, y, z = coords[:, 0].long(), *voxels.unbind(1)
+    key = torch.unique(((sample_index * new_grid + x) * new_grid + y) * new_grid + z)
+    columns = []
+    for _ in range(3):
+        columns.append(key % new_grid)
+        key = key // new_grid
+    return torch.stack([key, *reversed(columns)], dim=1).int()
+
+
+@torch.no_grad()
+def sample_texture(
+    family: Family, condition: Condition, shape: Shape, settings: GenerationSettings, *, ctx: RunContext = QUIET
+) -> Texture:
+    """Paint the shape: a latent of colour and material on the shape's voxels."""
+    coarse = 512 in family.scales and shape.resolution <= family.scales[512].output
+    generator = torch.Generator()
+    generator.set_state(shape.rng)
+    known = family.shape_norm.apply(shape.feats)
+    scale = 512 if coarse else 1024
+    feats = _sample_latent(family, condition, settings, "texture", scale, shape.coords, generator, ctx, known)
+    return Texture(family.texture_norm.undo(feats))
+
+
+@torch.no_grad()
+def decode(
+    family: Family, shape: Shape, texture: Texture, *, ctx: RunContext = QUIET
+) -> list[tuple[Mesh, PbrVoxels]]:
+    """Turn latents into triangles and a sparse volume of PBR attributes, one pair per sample.
+
+    Raises:
+        EmptyResultError: a sample has no surface.
+    """
+    coords = shape.coords.to(ctx.device)
+    with family.network("shape_slat_decoder", ctx.part(0.0, 0.1, "reading the shape decoder")) as decoder:
+        decoding = decoder(shape.feats.to(ctx.device), coords, ctx=ctx.part(0.1, 0.45, "decoding the shape"))
+        heads = [head.cpu() for head in dual_grid_heads(decoding.raw, decoder.params.voxel_margin)]
+    with family.network("tex_slat_decoder", ctx.part(0.45, 0.55, "reading the texture decoder")) as decoder:
+        painting = ctx.part(0.55, 0.9, "decoding the texture")
+        raw, _ = decoder(texture.feats.to(ctx.device), coords, decoding.subdivisions, ctx=painting)
+    attrs, voxels = 0.5 * raw.float().cpu() + 0.5, decoding.coords.cpu()
+    pairs = []
+    for index in range(shape.samples):
+        ctx.report(0.9 + 0.1 * index / shape.samples, "extracting the surface")
+        rows = voxels[:, 0] == index
+        vertices, intersected, split_weight = (head[rows] for head in heads)
+        mesh = dual_grid_to_mesh(voxels[rows, 1:], vertices, intersected, split_weight, shape.resolution)
+        if not len(mesh.faces):
+            raise EmptyResultError(f"{_which(index, shape.samples, 'The shape')} has no surface. Try another seed.")
+        pairs.append((mesh, PbrVoxels(voxels[rows, 1:].contiguous(), attrs[rows], shape.resolution)))
+    ctx.report(1.0)
+    return pairs
+
+
+def make_asset(
+    family: Family,
+    shape: Shape,
+    texture: Texture,
+    settings: GenerationSettings,
+    *,
+    index: int = 0,
+    ctx: RunContext = QUIET,
+) -> Asset:
+    """Decode sample `index` and make it a finished, textured asset."""
+    from .mesh.asset import make_asset as finish
+
+    if not 0 <= index < shape.samples:
+        raise InputError(f"There are {shape.samples} samples, numbered from 0; there is no sample {index}.")
+    rows = shape.coords[:, 0] == index
+    one = shape.coords[rows].clone()
+    one[:, 0] = 0
+    alone = Shape(one, shape.feats[rows], shape.resolution, 1, shape.rng)
+    ((mesh, voxels),) = decode(family, alone, Texture(texture.feats[rows]), ctx=ctx.part(0.0, 0.4, "decoding"))
+    return finish(mesh, voxels, settings, ctx=ctx.part(0.4, 1.0, "making the asset"))
+
+
+def generate(
+    family: Family,
+    picture: Image.Image,
+    settings: GenerationSettings,
+    *,
+    matte: Matte | None = None,
+    ctx: RunContext = QUIET,
+) -> Asset:
+    """All stages: one picture to one asset. Checks settings and memory budget before the first network is read."""
+    family.check_budget(family.route(settings.resolution, settings.cascade), ctx)
+    seen = condition(family, picture, settings, matte=matte, ctx=ctx.part(0.0, 0.08, "condition"))
+    structure = sample_structure(family, seen, settings, ctx=ctx.part(0.08, 0.25, "structure"))
+    shape = sample_shape(family, seen, structure, settings, ctx=ctx.part(0.25, 0.5, "shape"))
+    texture = sample_texture(family, seen, shape, settings, ctx=ctx.part(0.5, 0.6, "texture"))
+    return make_asset(family, shape, texture, settings, ctx=ctx.part(0.6, 1.0, "asset"))
+
+
+def _tokens(condition: Condition, scale: int) -> Tensor:
+    if scale not in condition.tokens:
+        made = ", ".join(map(str, condition.tokens))
+        raise InputError(f"The condition holds tokens for scale {made}, not {scale}: make it with the same settings.")
+    return condition.tokens[scale]
+
+
+def _sample_latent(
+    family: Family,
+    condition: Condition,
+    settings: GenerationSettings,
+    stage: str,
+    scale: int,
+    coords: Tensor,
+    generator: torch.Generator,
+    ctx: RunContext,
+    known: Tensor | None = None,
+) -> Tensor:
+    """Sample the latent of `stage` with the network of `scale` on coords [N, 4]; normalised float32 [N, C], on the CPU.
+
+    `known` is a latent [N, C'] on the same rows that the network sees beside the noisy one.
+    """
+    tokens = _tokens(condition, scale)
+    samples = int(coords[-1, 0]) + 1
+    tokens = tokens.expand(samples, -1, -1).to(ctx.device)
+    kind = {"shape": "shape", "texture": "tex"}[stage]
+    sampler, rows = family.samplers[stage], coords.to(ctx.device)
+    beside = None if known is None else known.to(ctx.device)
+    with family.network(f"{kind}_slat_flow_model_{scale}", ctx.part(0, LOADED, f"reading the {stage} network")) as flow:
+        noise = torch.randn(
+            len(coords), flow.params.in_channels - (0 if known is None else known.shape[1]), generator=generator
+        )
+        velocity: Callable[..., Tensor] = lambda x, t, cond: flow(x, rows, t, cond, beside)  # noqa: E731
+        return sample(
+            velocity,
+            noise.to(ctx.device),
+            settings.sampler_params(stage, sampler.params),
+            cond=tokens,
+            neg=torch.zeros_like(tokens),
+            sigma_min=sampler.sigma_min,
+            ctx=ctx.part(LOADED, 1.0, f"sampling the {stage}"),
+            sample_rows=rows[:, 0].long(),
+        ).cpu()
+
+
+def _upsample(family: Family, feats: Tensor, coords: Tensor, ctx: RunContext) -> Tensor:
+    with family.network("shape_slat_decoder", ctx.part(0.0, 0.3, "")) as decoder:
+        levels = len(decoder.params.num_blocks) - 1
+        return decoder.upsample(feats.to(ctx.device), coords.to(ctx.device), levels, ctx=ctx.part(0.3, 1.0, "")).cpu()
+
+
+def _refuse_empty(coords: Tensor, samples: int, what: str) -> None:
+    counts = torch.bincount(coords[:, 0].long(), minlength=samples)
+    for index in (counts == 0).nonzero().flatten().tolist():
+        raise EmptyResultError(
+            f"{_which(index, samples, what)} came out empty: not one voxel is filled. Try another seed, or a picture in "
+            "which the subject is larger and clearer."
+        )
+
+
+def _which(index: int, samples: int, what: str) -> str:
+    return what if samples == 1 else f"{what} of object {index + 1} of {samples}"
