@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.golden_harness import Case, assert_close, assert_equal, kind
+from trellis_core.mesh.distance import unsigned_distance
 from trellis_core.mesh.dual_grid import dual_grid_to_mesh
 from trellis_core.mesh.voxelize import mesh_to_dual_grid
 
@@ -52,3 +53,13 @@ def lexicographic(coords: torch.Tensor) -> torch.Tensor:
     """Order of integer rows [N, 3] by x, then y, then z."""
     x, y, z = coords.long().unbind(1)
     return (((x << 20) + y << 20) + z).argsort()
+
+
+@kind(r"11_unsigned_distance.*")
+def closest_points(case: Case) -> None:
+    given, expected = case.inputs, case.outputs
+    found = unsigned_distance(given["points"], given["vertices"], given["faces"])
+    assert_close(found.distance, expected["distance"], 1e-5, "distance")
+    assert_close(found.point, expected["closest"], 1e-5, "closest point")
+    same = found.face == expected["face"]  # a shared edge belongs to either face
+    assert_close(found.uvw[same], expected["uvw"][same], 1e-4, "barycentric weights")
