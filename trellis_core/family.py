@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from . import published
+from .compatibility import check_together
 from .errors import InputError, OutOfBudgetError, WeightsError
 from .repackaged import find_networks
 from .run import QUIET, RunContext
@@ -92,7 +93,7 @@ class Family:
     Attributes:
         name: what to call it.
         networks: by role, named as in pipeline.json; nothing of them is in memory.
-        scales: by resolution key 512, 1024, 1536: those that the networks at hand can serve.
+        scales: by resolution key, 512 always among them; see `resolutions` for those that the networks can make.
         samplers: by stage "structure", "shape", "texture".
         shape_norm, texture_norm: of the two structured latents.
         upscale: decoded voxels per latent voxel and axis.
@@ -108,12 +109,14 @@ class Family:
 
     @property
     def resolutions(self) -> tuple[int, ...]:
-        return tuple(self.scales)
+        """Those that the networks at hand can make."""
+        pairs = {key: [f"{kind}_slat_flow_model_{min(key, 1024)}" for kind in ("shape", "tex")] for key in self.scales}
+        return tuple(key for key, roles in pairs.items() if all(role in self.networks for role in roles))
 
     def route(self, resolution: int, cascade: bool = True) -> Route:
         """The way to `resolution`; raises `InputError` if this family has none."""
-        if resolution not in self.scales:
-            known = ", ".join(map(str, self.scales))
+        if resolution not in self.resolutions:
+            known = ", ".join(map(str, self.resolutions))
             raise InputError(f"The weights {self.name} cannot make resolution {resolution}. Choose one of: {known}.")
         if resolution == 512:
             return Route(None, 512, 512)
@@ -243,56 +246,18 @@ def _assemble(
 ) -> Family:
     if missing := [role for role in (*CORE_ROLES, IMAGE_ROLE) if role not in networks]:
         raise WeightsError(f"The weights {name} are incomplete: no {', no '.join(missing)}.")
-    served = {
-        int(key): Scale(**scale)
-        for key, scale in scales.items()
-        if all(f"{kind}_slat_flow_model_{min(int(key), 1024)}" in networks for kind in ("shape", "tex"))
-    }
-    if not served:
+    try:
+        known = {int(key): Scale(**scale) for key, scale in scales.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise WeightsError(f'The "resolutions" of the weights {name} are not understood: {error}.') from error
+    if 512 not in known:
+        raise WeightsError(f'The "resolutions" of the weights {name} lack "512", the scale of the structure.')
+    params = {role: network.check() for role, network in networks.items()}
+    upscale = check_together(params, known, len(shape_norm.mean), len(texture_norm.mean))
+    family = Family(name, networks, known, samplers, shape_norm, texture_norm, upscale)
+    if not family.resolutions:
         raise WeightsError(f"The weights {name} have no pair of shape and texture flows for one resolution.")
-    upscale = _check_together({r: n.check() for r, n in networks.items()}, served, shape_norm, texture_norm)
-    return Family(name, networks, served, samplers, shape_norm, texture_norm, upscale)
-
-
-def _check_together(
-    params: Mapping[str, Any], scales: Mapping[int, Scale], shape_norm: Normalization, texture_norm: Normalization
-) -> int:
-    """Hold every number that two parts share against each other; returns the decoders' upscale."""
-    shape, texture = params["shape_slat_decoder"], params["tex_slat_decoder"]
-    structure, flow = params["sparse_structure_decoder"], params["sparse_structure_flow_model"]
-    upscale = 2 ** (len(shape.num_blocks) - 1)
-    fine = flow.resolution * 2 ** (len(structure.channels) - 1)
-    facts = [
-        ("structure flow output", flow.out_channels, "structure decoder input", structure.latent_channels),
-        ("structure flow input", flow.in_channels, "its output", flow.out_channels),
-        ("shape normalisation", len(shape_norm.mean), "shape decoder input", shape.latent_channels),
-        ("texture normalisation", len(texture_norm.mean), "texture decoder input", texture.latent_channels),
-        ("texture decoder levels", len(texture.num_blocks), "shape decoder levels", len(shape.num_blocks)),
-        ("shape decoder output", shape.out_channels, "channels of a dual grid", 7),
-        ("texture decoder output", texture.out_channels, "PBR channels", 6),
-        ("shape decoder subdivision head", shape.pred_subdiv, "needed", True),
-        ("texture decoder subdivision head", texture.pred_subdiv, "needed", False),
-    ]
-    image = params[IMAGE_ROLE].hidden_size
-    for role, part in params.items():
-        if "flow_model" in role:
-            facts.append((f"{role} condition", part.cond_channels, "image encoder output", image))
-        if role.startswith("shape_slat_flow"):
-            facts.append((f"{role} output", part.out_channels, "shape decoder input", shape.latent_channels))
-            facts.append((f"{role} input", part.in_channels, "its output", part.out_channels))
-        if role.startswith("tex_slat_flow"):
-            facts.append((f"{role} output", part.out_channels, "texture decoder input", texture.latent_channels))
-            both = part.out_channels + shape.latent_channels
-            facts.append((f"{role} input", part.in_channels, "texture and shape latent together", both))
-    for key, scale in scales.items():
-        facts.append((f"output at {key}", scale.output, "its grid times the decoder's upscale", scale.structure_grid * upscale))
-        if key <= 1024:
-            facts.append((f"structure decoder grid over the {key} grid, rest", fine % scale.structure_grid, "needed", 0))
-        patch = params[IMAGE_ROLE].patch_size
-        facts.append((f"image size at {key} over the encoder's patch, rest", scale.image_size % patch, "needed", 0))
-    if wrong := [f"{a} is {x}, {b} is {y}" for a, x, b, y in facts if x != y]:
-        raise WeightsError(f"These parts do not belong together: {'; '.join(wrong)}.")
-    return upscale
+    return family
 
 
 def _normalization(root: Path, args: Mapping[str, Any], key: str) -> Normalization:

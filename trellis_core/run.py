@@ -44,11 +44,11 @@ class RunContext:
             start, stop = self._span
             self.on_progress(start + (stop - start) * min(max(fraction, 0.0), 1.0), name or self._name)
 
-    def part(self, start: float, stop: float, name: str) -> RunContext:
-        """A context for a sub-step whose 0..1 is this context's start..stop."""
+    def part(self, start: float, stop: float, name: str = "") -> RunContext:
+        """A context for a sub-step whose 0..1 is this context's start..stop; without a name it keeps this one's."""
         low, high = self._span
         width = high - low
-        return replace(self, _span=(low + width * start, low + width * stop), _name=name)
+        return replace(self, _span=(low + width * start, low + width * stop), _name=name or self._name)
 
 
 QUIET = RunContext()

@@ -8,7 +8,7 @@ result depends on its inputs alone. Every stage reads one network at a time and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,12 +24,16 @@ from .image.preprocess import Matte, preprocess
 from .mesh.dual_grid import dual_grid_to_mesh
 from .run import QUIET, RunContext
 from .settings import GenerationSettings, resolve_seed
+from .sparse.resample import quantize_coords
 from .vae.sparse_unet import dual_grid_heads
 from .vae.structure import active_voxels
 from .values import Condition, Mesh, PbrVoxels, Shape, Structure, Texture
 
 if TYPE_CHECKING:
     from .mesh.asset import Asset
+
+STRUCTURE_SCALE = 512
+"""The structure is always sampled with the tokens of this scale."""
 
 LOADED = 0.15
 """Share of a sampling stage's progress that stands for reading its network."""
@@ -62,15 +66,13 @@ def condition(
     scales = [key for key in family.scales if key <= 1024]
     if settings is not None:
         route = family.route(settings.resolution, settings.cascade)
-        scales = sorted({route.start, route.model})
-        if 512 in family.scales:
-            scales = sorted({512, *scales})
+        scales = sorted({STRUCTURE_SCALE, route.start, route.model})
     by_size: dict[int, Tensor] = {}
-    with family.network(IMAGE_ROLE, ctx.part(0.0, 0.5, "reading the image encoder")) as encoder:
+    with family.network(IMAGE_ROLE, ctx.part(0.0, 0.5)) as encoder:
         for key in scales:
             size = family.scales[key].image_size
             if size not in by_size:
-                ctx.report(0.5 + 0.25 * len(by_size), "looking at the picture")
+                ctx.report(0.5 + 0.25 * len(by_size))
                 pixels = torch.stack([image_to_pixels(square, size) for square in squares])
                 by_size[size] = encoder(pixels.to(ctx.device)).float().cpu()
     ctx.report(1.0)
@@ -98,13 +100,12 @@ def sample_structure(
         EmptyResultError: an object has no voxel.
     """
     route = family.route(settings.resolution, settings.cascade)
-    # Where a family has no 512 scale, its only tokens serve the structure too.
-    tokens = _tokens(condition, 512 if 512 in family.scales else route.start)
+    tokens = _tokens(condition, STRUCTURE_SCALE)
     samples = len(tokens) if len(tokens) > 1 else samples
     tokens = tokens.expand(samples, -1, -1).to(ctx.device)
     generator = torch.Generator().manual_seed(resolve_seed(settings.seed if seed is None else seed))
     sampler = family.samplers["structure"]
-    with family.network("sparse_structure_flow_model", ctx.part(0.0, LOADED, "reading the structure network")) as flow:
+    with family.network("sparse_structure_flow_model", ctx.part(0.0, LOADED)) as flow:
         side = flow.params.resolution
         noise = torch.randn(samples, flow.params.in_channels, side, side, side, generator=generator)
         z = sample(
@@ -114,9 +115,9 @@ def sample_structure(
             cond=tokens,
             neg=torch.zeros_like(tokens),
             sigma_min=sampler.sigma_min,
-            ctx=ctx.part(LOADED, 0.9, "sampling the structure"),
+            ctx=ctx.part(LOADED, 0.9),
         )
-    with family.network("sparse_structure_decoder", ctx.part(0.9, 0.95, "reading the structure decoder")) as decoder:
+    with family.network("sparse_structure_decoder", ctx.part(0.9, 0.95)) as decoder:
         grid = family.scales[route.start].structure_grid
         coords = active_voxels(decoder(z), grid).cpu()
     _refuse_empty(coords, samples, "The structure")
@@ -150,11 +151,11 @@ def sample_shape(
     coords, resolution, start = structure.coords, family.scales[route.target].output, 0.0
     if route.low:
         start = 0.3
-        low = _sample_latent(family, condition, settings, "shape", route.low, coords, generator, ctx.part(0, 0.2, ""))
-        fine = _upsample(family, family.shape_norm.undo(low), coords, ctx.part(0.2, start, "refining the structure"))
+        low = _sample_latent(family, condition, settings, "shape", route.low, coords, generator, ctx.part(0, 0.2))
+        fine = _upsample(family, family.shape_norm.undo(low), coords, ctx.part(0.2, start))
         coords, resolution = refine_coords(fine, family, route.low, route.model, resolution, settings.max_num_tokens)
         _refuse_empty(coords, structure.samples, "The shape")
-    feats = _sample_latent(family, condition, settings, "shape", route.model, coords, generator, ctx.part(start, 1.0, ""))
+    feats = _sample_latent(family, condition, settings, "shape", route.model, coords, generator, ctx.part(start, 1.0))
     feats = family.shape_norm.undo(feats)
     return Shape(coords, feats, resolution, structure.samples, generator.get_state())
 
@@ -181,28 +182,15 @@ def refine_coords(
         resolution = max(resolution - step, floor)
 
 
-def quantize_coords(coords: Tensor, grid: int, new_grid: int) -> Tensor:
-    """Voxels of new_grid^3 that hold a centre of the voxels int32 [M, 4] of grid^3: int32 [N, 4], lexicographic, unique."""
-    voxels = ((coords[:, 1:] + 0.5) / grid * new_grid).long()
-    sample_index, x, y, z = coords[:, 0].long(), *voxels.unbind(1)
-    key = torch.unique(((sample_index * new_grid + x) * new_grid + y) * new_grid + z)
-    columns = []
-    for _ in range(3):
-        columns.append(key % new_grid)
-        key = key // new_grid
-    return torch.stack([key, *reversed(columns)], dim=1).int()
-
-
 @torch.no_grad()
 def sample_texture(
     family: Family, condition: Condition, shape: Shape, settings: GenerationSettings, *, ctx: RunContext = QUIET
 ) -> Texture:
     """Paint the shape: a latent of colour and material on the shape's voxels."""
-    coarse = 512 in family.scales and shape.resolution <= family.scales[512].output
+    scale = 512 if shape.resolution <= family.scales[512].output else 1024
     generator = torch.Generator()
     generator.set_state(shape.rng)
     known = family.shape_norm.apply(shape.feats)
-    scale = 512 if coarse else 1024
     feats = _sample_latent(family, condition, settings, "texture", scale, shape.coords, generator, ctx, known)
     return Texture(family.texture_norm.undo(feats))
 
@@ -217,16 +205,16 @@ def decode(
         EmptyResultError: a sample has no surface.
     """
     coords = shape.coords.to(ctx.device)
-    with family.network("shape_slat_decoder", ctx.part(0.0, 0.1, "reading the shape decoder")) as decoder:
-        decoding = decoder(shape.feats.to(ctx.device), coords, ctx=ctx.part(0.1, 0.45, "decoding the shape"))
+    with family.network("shape_slat_decoder", ctx.part(0.0, 0.1)) as decoder:
+        decoding = decoder(shape.feats.to(ctx.device), coords, ctx=ctx.part(0.1, 0.45))
         heads = [head.cpu() for head in dual_grid_heads(decoding.raw, decoder.params.voxel_margin)]
-    with family.network("tex_slat_decoder", ctx.part(0.45, 0.55, "reading the texture decoder")) as decoder:
-        painting = ctx.part(0.55, 0.9, "decoding the texture")
+    with family.network("tex_slat_decoder", ctx.part(0.45, 0.55)) as decoder:
+        painting = ctx.part(0.55, 0.9)
         raw, _ = decoder(texture.feats.to(ctx.device), coords, decoding.subdivisions, ctx=painting)
     attrs, voxels = 0.5 * raw.float().cpu() + 0.5, decoding.coords.cpu()
     pairs = []
     for index in range(shape.samples):
-        ctx.report(0.9 + 0.1 * index / shape.samples, "extracting the surface")
+        ctx.report(0.9 + 0.1 * index / shape.samples)
         rows = voxels[:, 0] == index
         vertices, intersected, split_weight = (head[rows] for head in heads)
         mesh = dual_grid_to_mesh(voxels[rows, 1:], vertices, intersected, split_weight, shape.resolution)
@@ -255,8 +243,8 @@ def make_asset(
     one = shape.coords[rows].clone()
     one[:, 0] = 0
     alone = Shape(one, shape.feats[rows], shape.resolution, 1, shape.rng)
-    ((mesh, voxels),) = decode(family, alone, Texture(texture.feats[rows]), ctx=ctx.part(0.0, 0.4, "decoding"))
-    return finish(mesh, voxels, settings, ctx=ctx.part(0.4, 1.0, "making the asset"))
+    ((mesh, voxels),) = decode(family, alone, Texture(texture.feats[rows]), ctx=ctx.part(0.0, 0.4))
+    return finish(mesh, voxels, settings, ctx=ctx.part(0.4, 1.0))
 
 
 def generate(
@@ -304,11 +292,13 @@ def _sample_latent(
     kind = {"shape": "shape", "texture": "tex"}[stage]
     sampler, rows = family.samplers[stage], coords.to(ctx.device)
     beside = None if known is None else known.to(ctx.device)
-    with family.network(f"{kind}_slat_flow_model_{scale}", ctx.part(0, LOADED, f"reading the {stage} network")) as flow:
-        noise = torch.randn(
-            len(coords), flow.params.in_channels - (0 if known is None else known.shape[1]), generator=generator
-        )
-        velocity: Callable[..., Tensor] = lambda x, t, cond: flow(x, rows, t, cond, beside)  # noqa: E731
+    with family.network(f"{kind}_slat_flow_model_{scale}", ctx.part(0, LOADED)) as flow:
+        width = flow.params.in_channels - (0 if known is None else known.shape[1])
+        noise = torch.randn(len(coords), width, generator=generator)
+
+        def velocity(x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+            return flow(x, rows, t, cond, beside)
+
         return sample(
             velocity,
             noise.to(ctx.device),
@@ -316,15 +306,15 @@ def _sample_latent(
             cond=tokens,
             neg=torch.zeros_like(tokens),
             sigma_min=sampler.sigma_min,
-            ctx=ctx.part(LOADED, 1.0, f"sampling the {stage}"),
+            ctx=ctx.part(LOADED, 1.0),
             sample_rows=rows[:, 0].long(),
         ).cpu()
 
 
 def _upsample(family: Family, feats: Tensor, coords: Tensor, ctx: RunContext) -> Tensor:
-    with family.network("shape_slat_decoder", ctx.part(0.0, 0.3, "")) as decoder:
+    with family.network("shape_slat_decoder", ctx.part(0.0, 0.3)) as decoder:
         levels = len(decoder.params.num_blocks) - 1
-        return decoder.upsample(feats.to(ctx.device), coords.to(ctx.device), levels, ctx=ctx.part(0.3, 1.0, "")).cpu()
+        return decoder.upsample(feats.to(ctx.device), coords.to(ctx.device), levels, ctx=ctx.part(0.3, 1.0)).cpu()
 
 
 def _refuse_empty(coords: Tensor, samples: int, what: str) -> None:

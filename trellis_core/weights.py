@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .errors import InputError, WeightsError
+from .errors import WeightsError
 from .run import QUIET, RunContext
 
 IMAGE_ENCODER = "DinoV3Encoder"
@@ -118,7 +118,7 @@ class NetworkFile:
                 tensor = _finite(self.file, key, file.get_tensor(self.prefix + key))
                 # A copy even where nothing changes: a view into the mapped file would change if the file does.
                 state[key] = tensor.to(ctx.device, blank.dtype, copy=True)
-                ctx.report((done + 1) / len(wanted), f"reading {self.file.stem}")
+                ctx.report((done + 1) / len(wanted))
         model.load_state_dict(state, assign=True)
         return model.eval().requires_grad_(False)
 
