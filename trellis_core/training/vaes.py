@@ -1,0 +1,166 @@
+"""Autoencoder stages: losses of one step and held-out measures, for the structure, the shape and the texture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..sparse.resample import ResamplePlan
+from ..vae.sparse_unet import dual_grid_features
+from .losses import kl_to_standard_normal, shape_reconstruction
+
+
+@dataclass(frozen=True)
+class SparseBatch:
+    """Objects as the sparse autoencoders see them.
+
+    Attributes:
+        coords: int32 [N, 4] fine voxels (sample, x, y, z).
+        vertices: float32 [N, 3] dual vertex inside its voxel, voxel units.
+        flags: bool [N, 3] intersected edges.
+        attrs: float32 [N, 6] base colour, metallic, roughness, alpha in 0..1.
+    """
+
+    coords: Tensor
+    vertices: Tensor
+    flags: Tensor
+    attrs: Tensor
+
+
+def structure_loss(encoder: nn.Module, decoder: nn.Module, occupancy: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    """occupancy float32 [B, 1, R, R, R] -> loss and terms."""
+    mean, logvar = encoder(occupancy)
+    noise = torch.randn(mean.shape, generator=generator)
+    logits = decoder(mean + (0.5 * logvar).exp() * noise)
+    kl = kl_to_standard_normal(mean, logvar)
+    bce = F.binary_cross_entropy_with_logits(logits, occupancy)
+    return {"loss": 8 * bce + 1e-3 * kl, "bce": bce.detach(), "kl": kl.detach()}
+
+
+def _perturb(z: Tensor, strength: float, spread: Tensor, coords: Tensor, generator: torch.Generator) -> Tensor:
+    """z + U(0, strength) per sample * spread [C] * N(0, 1): what a decoder must bear from a flow model."""
+    samples = int(coords[:, 0].max()) + 1
+    amount = torch.rand(samples, 1, generator=generator)[coords[:, 0].long()] * strength
+    return z + amount * spread * torch.randn(z.shape, generator=generator)
+
+
+def plan_occupancies(plans: list[ResamplePlan], latent_rows: int) -> list[Tensor]:
+    """bool [N_i, 8] per level: the subdivision targets of the plans, coarse to fine."""
+    rows = [latent_rows, *(len(p.coords) for p in plans[:-1])]
+    return [plan.occupancy(n) for plan, n in zip(plans, rows, strict=True)]
+
+
+def shape_loss(
+    encoder: nn.Module, decoder: nn.Module, batch: SparseBatch, generator: torch.Generator, *, spread: Tensor | None = None, strength: float = 0.0
+) -> dict[str, Tensor]:
+    """One step of the shape autoencoder; with `spread` the encoder is frozen and the latent perturbed (decoder finetune)."""
+    feats = dual_grid_features(batch.vertices, batch.flags)
+    with torch.set_grad_enabled(spread is None):
+        latent = encoder(feats, batch.coords)
+    z, kl = _posterior(latent, batch, generator, spread, strength)
+    decoding = decoder(z, latent.coords, plans=latent.plans)
+    occupancies = plan_occupancies(latent.plans, len(latent.coords))
+    terms = shape_reconstruction(decoding.raw, batch.vertices, batch.flags, decoding.subdivisions, occupancies)
+    loss = 5 * terms["vertex"] + terms["flags"] + terms["subdivision"] + 1e-3 * kl
+    return {"loss": loss, **{k: v.detach() for k, v in terms.items()}, "kl": kl.detach()}
+
+
+def texture_loss(
+    encoder: nn.Module,
+    decoder: nn.Module,
+    batch: SparseBatch,
+    weights: Tensor,
+    generator: torch.Generator,
+    *,
+    spread: Tensor | None = None,
+    strength: float = 0.0,
+) -> dict[str, Tensor]:
+    """One step of the texture autoencoder; weights [6] balance the channels. Finetune as in `shape_loss`."""
+    target = batch.attrs * 2 - 1
+    with torch.set_grad_enabled(spread is None):
+        latent = encoder(target, batch.coords)
+    z, kl = _posterior(latent, batch, generator, spread, strength)
+    raw, _ = decoder(z, latent.coords, plans=latent.plans)
+    per_channel = (raw - target).square().mean(0)
+    loss = (per_channel * weights).sum() + 1e-3 * kl
+    rgb, metallic, roughness = per_channel[:3].mean(), per_channel[3], per_channel[4]
+    return {"loss": loss, "rgb": rgb.detach(), "metallic": metallic.detach(), "roughness": roughness.detach(), "kl": kl.detach()}
+
+
+def _posterior(latent, batch: SparseBatch, generator: torch.Generator, spread: Tensor | None, strength: float) -> tuple[Tensor, Tensor]:
+    if spread is not None:
+        return _perturb(latent.mean, strength, spread, latent.coords, generator), latent.mean.new_zeros(())
+    noise = torch.randn(latent.mean.shape, generator=generator)
+    return latent.mean + (0.5 * latent.logvar).exp() * noise, kl_to_standard_normal(latent.mean, latent.logvar)
+
+
+def channel_weights(attrs: Tensor) -> Tensor:
+    """[6] inverse variances of attrs float32 [N, 6], scaled so that RGB together counts as much as the rest: the mean of all is 1."""
+    variance = (attrs * 2 - 1).var(0)
+    weights = torch.where(variance > 1e-4, 1 / variance.clamp_min(1e-4), 1.0)
+    weights[5] = 0.5
+    return weights / weights.sum()
+
+
+@torch.no_grad()
+def structure_report(encoder: nn.Module, decoder: nn.Module, occupancy: Tensor) -> dict[str, float]:
+    """Held-out IoU of the round trip, plain and with noise of half a standard deviation on the latent."""
+    mean, _ = encoder(occupancy)
+    on = occupancy > 0.5
+    noisy = mean + 0.5 * mean.std() * torch.randn(mean.shape, generator=torch.Generator().manual_seed(1))
+    return {"iou": mask_iou(decoder(mean) > 0, on), "iou_noisy": mask_iou(decoder(noisy) > 0, on)}
+
+
+@torch.no_grad()
+def shape_report(encoder: nn.Module, decoder: nn.Module, batch: SparseBatch) -> dict[str, float]:
+    """Held-out round trip: IoU of predicted fine voxels, vertex error (voxels), flag accuracy; IoU under latent noise."""
+    latent = encoder(dual_grid_features(batch.vertices, batch.flags), batch.coords)
+    known = decoder(latent.mean, latent.coords, plans=latent.plans)
+    vertices = 2 * known.raw[:, :3].sigmoid() - 0.5
+    spread = latent.mean.std(0)
+    noisy = latent.mean + 0.5 * spread * torch.randn(latent.mean.shape, generator=torch.Generator().manual_seed(1))
+    noisy_flags = decoder(noisy, latent.coords, plans=latent.plans).raw[:, 3:6] > 0
+    return {
+        "iou": coords_iou(decoder(latent.mean, latent.coords).coords, batch.coords),
+        "vertex": (vertices - batch.vertices).abs().mean().item(),
+        "flags": ((known.raw[:, 3:6] > 0) == batch.flags).float().mean().item(),
+        "iou_noisy": coords_iou(decoder(noisy, latent.coords).coords, batch.coords),
+        "flags_noisy": (noisy_flags == batch.flags).float().mean().item(),
+    }
+
+
+@torch.no_grad()
+def texture_report(encoder: nn.Module, decoder: nn.Module, batch: SparseBatch) -> dict[str, float]:
+    """Held-out round trip: mean absolute errors in 0..1, and RGB under latent noise."""
+    latent = encoder(batch.attrs * 2 - 1, batch.coords)
+    spread = latent.mean.std(0)
+    noisy = latent.mean + 0.5 * spread * torch.randn(latent.mean.shape, generator=torch.Generator().manual_seed(1))
+    error = _attr_error(decoder, latent.mean, latent, batch)
+    return {
+        "rgb": error[:3].mean().item(),
+        "metallic": error[3].item(),
+        "roughness": error[4].item(),
+        "rgb_noisy": _attr_error(decoder, noisy, latent, batch)[:3].mean().item(),
+    }
+
+
+def _attr_error(decoder: nn.Module, z: Tensor, latent, batch: SparseBatch) -> Tensor:
+    raw, _ = decoder(z, latent.coords, plans=latent.plans)
+    return (raw * 0.5 + 0.5 - batch.attrs).abs().mean(0)
+
+
+def mask_iou(a: Tensor, b: Tensor) -> float:
+    """Mean over the batch of intersection over union; bool tensors of one shape [B, ...]."""
+    a, b = a.flatten(1), b.flatten(1)
+    return ((a & b).sum(1) / (a | b).sum(1).clamp_min(1)).mean().item()
+
+
+def coords_iou(a: Tensor, b: Tensor) -> float:
+    """Intersection over union of two coordinate sets int32 [N, 4] with distinct rows."""
+    from ..sparse.tensor import pack_keys
+
+    common = torch.isin(pack_keys(a), pack_keys(b)).sum().item()
+    return common / max(len(a) + len(b) - common, 1)
