@@ -114,4 +114,4 @@ def _barycentric(points: Array, corner: Array) -> Array:
     flat = denominator == 0
     v = np.divide(d11 * d20 - d01 * d21, denominator, out=np.zeros_like(d00), where=~flat)
     w = np.divide(d00 * d21 - d01 * d20, denominator, out=np.zeros_like(d00), where=~flat)
-    return np.stack([(1.0 - v.astype(np.float64) - w).astype(np.float32), v, w], axis=1)
+    return np.stack([1 - v - w, v, w], axis=1)

@@ -16,7 +16,7 @@ import torch
 from ...errors import TrellisError
 from ...run import QUIET, RunContext
 from ...values import Mesh, PbrVoxels
-from ..attributes import grid_sample_3d
+from ..attributes import sample_attributes
 from ..ragged import ragged
 from ..topology import Array
 from .charts import cluster, unwrap
@@ -120,9 +120,8 @@ def _bake(
     position = (weights[covered][:, :, None] * vertices[faces[face[covered]]]).sum(axis=1)
     ctx.report(0.2)
     nearest = index.closest(position.astype(np.float32), ctx.part(0.2, 0.8, "bake"))
-    place = torch.from_numpy((nearest + np.float32(0.5)) * np.float32(voxels.resolution))
     attrs = np.zeros((size, size, 6), np.float32)
-    attrs[covered] = grid_sample_3d(voxels.attrs, voxels.coords, voxels.resolution, place).numpy()
+    attrs[covered] = sample_attributes(voxels, torch.from_numpy(nearest), nearest_if_empty=False).numpy()
     texture = np.clip(attrs * 255, 0, 255).astype(np.uint8)
     gaps = (~covered).astype(np.uint8)
     layers = [inpaint(texture[..., :3], gaps, 3)]
