@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from tests.golden_harness import Case, assert_close, assert_equal, kind
+from trellis_core.mesh.attributes import grid_sample_3d, trilinear_corners
 from trellis_core.mesh.distance import unsigned_distance
 from trellis_core.mesh.dual_grid import dual_grid_to_mesh
+from trellis_core.mesh.frames import texturing_mesh_preprocess
+from trellis_core.mesh.lookup import BrickTable
 from trellis_core.mesh.voxelize import mesh_to_dual_grid
 
 # Without (enough) regularisation flat regions have no unique minimum: those weight sets only pin voxels and flags.
@@ -63,3 +68,24 @@ def closest_points(case: Case) -> None:
     assert_close(found.point, expected["closest"], 1e-5, "closest point")
     same = found.face == expected["face"]  # a shared edge belongs to either face
     assert_close(found.uvw[same], expected["uvw"][same], 1e-4, "barycentric weights")
+
+
+@kind(r"10_grid_sample_3d.*")
+def sparse_sampling(case: Case) -> None:
+    given, expected = case.inputs, case.outputs
+    shape = tuple(case.json("config")["shape"][2:])
+    sample = partial(grid_sample_3d, given["feats"], given["coords"], shape)
+    assert_close(sample(given["query"]), expected["trilinear"], 1e-5, "trilinear")
+    assert_close(sample(given["query"].clamp(min=0), mode="nearest"), expected["nearest"], 1e-5, "nearest")
+    for b, query in enumerate(given["query"]):
+        of_sample = (given["coords"][:, 0] == b).nonzero()[:, 0]
+        local, weights = trilinear_corners(BrickTable.build(given["coords"][of_sample, 1:], shape), query)
+        rows = torch.where(local < 0, -1, of_sample[local.long()])
+        assert_equal(rows, expected["corner_index"][b], "corner rows")
+        assert_close(weights, expected["corner_weight"][b], 1e-5, "corner weights")
+
+
+@kind(r"texturing_mesh_preprocess.*")
+def texturing_frame(case: Case) -> None:
+    assert_close(texturing_mesh_preprocess(case.inputs["vertices"]), case.outputs["vertices"], 1e-12, "vertices")
+    assert_equal(case.inputs["faces"], case.outputs["faces"], "faces")
