@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ BUNDLED = {"mini": Path(__file__).parent / "mini"}
 """Families that ship with the program."""
 
 IMAGE_ROLE = "image_cond_model"
-CORE_ROLES = ("sparse_structure_decoder", "sparse_structure_flow_model", "shape_slat_decoder", "tex_slat_decoder")
+CORE_ROLES = ("sparse_structure_flow_model", "sparse_structure_decoder", "shape_slat_decoder", "tex_slat_decoder")
 FLOW_ROLES = tuple(f"{kind}_slat_flow_model_{key}" for kind in ("shape", "tex") for key in (512, 1024))
 SAMPLER_KEYS = {"structure": "sparse_structure_sampler", "shape": "shape_slat_sampler", "texture": "tex_slat_sampler"}
 
@@ -86,6 +86,22 @@ class Sampler:
     params: Mapping[str, Any] = field(default_factory=dict)
 
 
+@contextmanager
+def read_and_drop(network: NetworkFile, ctx: RunContext, rows: int) -> Iterator[nn.Module]:
+    """Hold a network in the simplest way: read it, and give its memory back at the end of the `with`."""
+    model = network.load(ctx)
+    try:
+        yield model
+    finally:
+        model.to("meta")  # whoever still holds the network holds no memory
+        if ctx.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+Hold = Callable[[NetworkFile, RunContext, int], AbstractContextManager[nn.Module]]
+"""Has a network on the context's device for as long as a `with` lasts; told how large its input is."""
+
+
 @dataclass(frozen=True)
 class Family:
     """Networks that were trained for each other. Made by `load_family`.
@@ -97,6 +113,7 @@ class Family:
         samplers: by stage "structure", "shape", "texture".
         shape_norm, texture_norm: of the two structured latents.
         upscale: decoded voxels per latent voxel and axis.
+        hold: how its networks come to the device; a host with a memory manager puts its own way here.
     """
 
     name: str
@@ -106,6 +123,7 @@ class Family:
     shape_norm: Normalization
     texture_norm: Normalization
     upscale: int
+    hold: Hold = read_and_drop
 
     @property
     def resolutions(self) -> tuple[int, ...]:
@@ -128,16 +146,13 @@ class Family:
             raise InputError(f"The weights {self.name} have no 512 shape network: turn the cascade off.")
         return Route(512, 1024, resolution)
 
-    @contextmanager
-    def network(self, role: str, ctx: RunContext = QUIET) -> Iterator[nn.Module]:
-        """The network of `role` on the context's device for as long as the `with` lasts."""
-        model = self.networks[role].load(ctx)
-        try:
-            yield model
-        finally:
-            model.to("meta")  # whoever still holds the network holds no memory
-            if ctx.device.type == "cuda":
-                torch.cuda.empty_cache()
+    def network(self, role: str, ctx: RunContext = QUIET, rows: int = 0) -> AbstractContextManager[nn.Module]:
+        """The network of `role` on the context's device for as long as a `with` lasts.
+
+        Args:
+            rows: how large its input is, as `footprint.activation_bytes` counts.
+        """
+        return self.hold(self.networks[role], ctx, rows)
 
     def roles(self, route: Route) -> tuple[str, ...]:
         """The networks that a run along `route` reads, in order."""

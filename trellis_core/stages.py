@@ -8,7 +8,8 @@ result depends on its inputs alone. Every stage reads one network at a time and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,6 +38,30 @@ STRUCTURE_SCALE = 512
 
 LOADED = 0.15
 """Share of a sampling stage's progress that stands for reading its network."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a sampler, half way, takes its result to be.
+
+    Attributes:
+        stage: "structure", "shape" or "texture".
+        step, steps: how many steps are done, of how many.
+        latent: denormalised; [B, C, r, r, r] of the structure, else rows [T, C] on `coords`.
+        coords: int32 [T, 4] latent voxels, None for the structure.
+        grid: voxels per axis of `coords`.
+    """
+
+    stage: str
+    step: int
+    steps: int
+    latent: Tensor
+    coords: Tensor | None = None
+    grid: int = 0
+
+
+Watch = Callable[[Estimate], None]
+"""Is shown the estimate after every step of a sampler; must not change it."""
 
 
 @torch.no_grad()
@@ -68,7 +93,8 @@ def condition(
         route = family.route(settings.resolution, settings.cascade)
         scales = sorted({STRUCTURE_SCALE, route.start, route.model})
     by_size: dict[int, Tensor] = {}
-    with family.network(IMAGE_ROLE, ctx.part(0.0, 0.5)) as encoder:
+    pixels_seen = len(squares) * max(family.scales[key].image_size for key in scales) ** 2
+    with family.network(IMAGE_ROLE, ctx.part(0.0, 0.5), pixels_seen) as encoder:
         for key in scales:
             size = family.scales[key].image_size
             if size not in by_size:
@@ -88,6 +114,7 @@ def sample_structure(
     seed: int | None = None,
     *,
     samples: int = 1,
+    watch: Watch | None = None,
     ctx: RunContext = QUIET,
 ) -> Structure:
     """Find the rough form: which voxels of the latent grid the object fills.
@@ -95,6 +122,7 @@ def sample_structure(
     Args:
         seed: None takes the settings' seed, or a random one if they have none.
         samples: objects to make of one picture. With several pictures one object is made of each.
+        watch: is shown how the structure comes about.
 
     Raises:
         EmptyResultError: an object has no voxel.
@@ -105,21 +133,24 @@ def sample_structure(
     tokens = tokens.expand(samples, -1, -1).to(ctx.device)
     generator = torch.Generator().manual_seed(resolve_seed(settings.seed if seed is None else seed))
     sampler = family.samplers["structure"]
-    with family.network("sparse_structure_flow_model", ctx.part(0.0, LOADED)) as flow:
-        side = flow.params.resolution
+    params = settings.sampler_params("structure", sampler.params)
+    role = "sparse_structure_flow_model"
+    side = family.networks[role].args["resolution"]
+    with family.network(role, ctx.part(0.0, LOADED), samples * side**3) as flow:
         noise = torch.randn(samples, flow.params.in_channels, side, side, side, generator=generator)
         z = sample(
             flow,
             noise.to(ctx.device),
-            settings.sampler_params("structure", sampler.params),
+            params,
             cond=tokens,
             neg=torch.zeros_like(tokens),
             sigma_min=sampler.sigma_min,
             ctx=ctx.part(LOADED, 0.9),
+            on_step=watch and (lambda i, x, x0: watch(Estimate("structure", i + 1, params.steps, x0))),
         )
-    with family.network("sparse_structure_decoder", ctx.part(0.9, 0.95)) as decoder:
+    with family.network("sparse_structure_decoder", ctx.part(0.9, 0.95), samples * side**3) as decoder:
         grid = family.scales[route.start].structure_grid
-        coords = active_voxels(decoder(z), grid).cpu()
+        coords = active_voxels(decoder(z), grid).cpu().contiguous()
     _refuse_empty(coords, samples, "The structure")
     ctx.report(1.0)
     return Structure(coords, grid, samples, generator.get_state())
@@ -132,6 +163,7 @@ def sample_shape(
     structure: Structure,
     settings: GenerationSettings,
     *,
+    watch: Watch | None = None,
     ctx: RunContext = QUIET,
 ) -> Shape:
     """Form the surface on the structure; for a cascade coarsely first, then again on the finer voxels that this found.
@@ -149,13 +181,14 @@ def sample_shape(
     generator = torch.Generator()
     generator.set_state(structure.rng)
     coords, resolution, start = structure.coords, family.scales[route.target].output, 0.0
+    seen = _Sampling(family, condition, settings, "shape", generator, watch)
     if route.low:
         start = 0.3
-        low = _sample_latent(family, condition, settings, "shape", route.low, coords, generator, ctx.part(0, 0.2))
+        low = seen.sample(route.low, coords, expected, ctx.part(0, 0.2))
         fine = _upsample(family, family.shape_norm.undo(low), coords, ctx.part(0.2, start))
         coords, resolution = refine_coords(fine, family, route.low, route.model, resolution, settings.max_num_tokens)
         _refuse_empty(coords, structure.samples, "The shape")
-    feats = _sample_latent(family, condition, settings, "shape", route.model, coords, generator, ctx.part(start, 1.0))
+    feats = seen.sample(route.model, coords, resolution // family.upscale, ctx.part(start, 1.0))
     feats = family.shape_norm.undo(feats)
     return Shape(coords, feats, resolution, structure.samples, generator.get_state())
 
@@ -184,14 +217,21 @@ def refine_coords(
 
 @torch.no_grad()
 def sample_texture(
-    family: Family, condition: Condition, shape: Shape, settings: GenerationSettings, *, ctx: RunContext = QUIET
+    family: Family,
+    condition: Condition,
+    shape: Shape,
+    settings: GenerationSettings,
+    *,
+    watch: Watch | None = None,
+    ctx: RunContext = QUIET,
 ) -> Texture:
     """Paint the shape: a latent of colour and material on the shape's voxels."""
     scale = 512 if shape.resolution <= family.scales[512].output else 1024
     generator = torch.Generator()
     generator.set_state(shape.rng)
     known = family.shape_norm.apply(shape.feats)
-    feats = _sample_latent(family, condition, settings, "texture", scale, shape.coords, generator, ctx, known)
+    seen = _Sampling(family, condition, settings, "texture", generator, watch)
+    feats = seen.sample(scale, shape.coords, shape.resolution // family.upscale, ctx, known)
     return Texture(family.texture_norm.undo(feats))
 
 
@@ -205,10 +245,10 @@ def decode(
         EmptyResultError: a sample has no surface.
     """
     coords = shape.coords.to(ctx.device)
-    with family.network("shape_slat_decoder", ctx.part(0.0, 0.1)) as decoder:
+    with family.network("shape_slat_decoder", ctx.part(0.0, 0.1), len(coords)) as decoder:
         decoding = decoder(shape.feats.to(ctx.device), coords, ctx=ctx.part(0.1, 0.45))
         heads = [head.cpu() for head in dual_grid_heads(decoding.raw, decoder.params.voxel_margin)]
-    with family.network("tex_slat_decoder", ctx.part(0.45, 0.55)) as decoder:
+    with family.network("tex_slat_decoder", ctx.part(0.45, 0.55), len(coords)) as decoder:
         painting = ctx.part(0.55, 0.9)
         raw, _ = decoder(texture.feats.to(ctx.device), coords, decoding.subdivisions, ctx=painting)
     attrs, voxels = 0.5 * raw.float().cpu() + 0.5, decoding.coords.cpu()
@@ -243,7 +283,7 @@ def make_asset(
     one = shape.coords[rows].clone()
     one[:, 0] = 0
     alone = Shape(one, shape.feats[rows], shape.resolution, 1, shape.rng)
-    ((mesh, voxels),) = decode(family, alone, Texture(texture.feats[rows]), ctx=ctx.part(0.0, 0.4))
+    ((mesh, voxels),) = decode(family, alone, Texture(texture.feats[rows]), ctx=ctx.part(0.0, 0.4, "decode"))
     return finish(mesh, voxels, settings, ctx=ctx.part(0.4, 1.0))
 
 
@@ -253,14 +293,20 @@ def generate(
     settings: GenerationSettings,
     *,
     matte: Matte | None = None,
+    cropped: bool = False,
+    watch: Watch | None = None,
     ctx: RunContext = QUIET,
 ) -> Asset:
-    """All stages: one picture to one asset. Checks settings and memory budget before the first network is read."""
+    """All stages: one picture to one asset; `matte` and `cropped` as for `condition`.
+
+    Settings, memory budget and picture are checked before the first network is read.
+    """
     family.check_budget(family.route(settings.resolution, settings.cascade), ctx)
-    seen = condition(family, picture, settings, matte=matte, ctx=ctx.part(0.0, 0.08, "condition"))
-    structure = sample_structure(family, seen, settings, ctx=ctx.part(0.08, 0.25, "structure"))
-    shape = sample_shape(family, seen, structure, settings, ctx=ctx.part(0.25, 0.5, "shape"))
-    texture = sample_texture(family, seen, shape, settings, ctx=ctx.part(0.5, 0.6, "texture"))
+    looking = ctx.part(0.0, 0.08, "condition")
+    seen = condition(family, picture, settings, matte=matte, cropped=cropped, ctx=looking)
+    structure = sample_structure(family, seen, settings, watch=watch, ctx=ctx.part(0.08, 0.25, "structure"))
+    shape = sample_shape(family, seen, structure, settings, watch=watch, ctx=ctx.part(0.25, 0.5, "shape"))
+    texture = sample_texture(family, seen, shape, settings, watch=watch, ctx=ctx.part(0.5, 0.6, "texture"))
     return make_asset(family, shape, texture, settings, ctx=ctx.part(0.6, 1.0, "asset"))
 
 
@@ -271,48 +317,51 @@ def _tokens(condition: Condition, scale: int) -> Tensor:
     return condition.tokens[scale]
 
 
-def _sample_latent(
-    family: Family,
-    condition: Condition,
-    settings: GenerationSettings,
-    stage: str,
-    scale: int,
-    coords: Tensor,
-    generator: torch.Generator,
-    ctx: RunContext,
-    known: Tensor | None = None,
-) -> Tensor:
-    """Sample the latent of `stage` with the network of `scale` on coords [N, 4]; normalised float32 [N, C], on the CPU.
+@dataclass(frozen=True)
+class _Sampling:
+    """How to sample the latents of a stage, "shape" or "texture"."""
 
-    `known` is a latent [N, C'] on the same rows that the network sees beside the noisy one.
-    """
-    tokens = _tokens(condition, scale)
-    samples = int(coords[-1, 0]) + 1
-    tokens = tokens.expand(samples, -1, -1).to(ctx.device)
-    kind = {"shape": "shape", "texture": "tex"}[stage]
-    sampler, rows = family.samplers[stage], coords.to(ctx.device)
-    beside = None if known is None else known.to(ctx.device)
-    with family.network(f"{kind}_slat_flow_model_{scale}", ctx.part(0, LOADED)) as flow:
-        width = flow.params.in_channels - (0 if known is None else known.shape[1])
-        noise = torch.randn(len(coords), width, generator=generator)
+    family: Family
+    condition: Condition
+    settings: GenerationSettings
+    stage: str
+    generator: torch.Generator
+    watch: Watch | None
 
-        def velocity(x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-            return flow(x, rows, t, cond, beside)
+    def sample(self, scale: int, coords: Tensor, grid: int, ctx: RunContext, known: Tensor | None = None) -> Tensor:
+        """Sample with the network of `scale` on coords [N, 4] of grid^3; normalised float32 [N, C], on the CPU.
 
-        return sample(
-            velocity,
-            noise.to(ctx.device),
-            settings.sampler_params(stage, sampler.params),
-            cond=tokens,
-            neg=torch.zeros_like(tokens),
-            sigma_min=sampler.sigma_min,
-            ctx=ctx.part(LOADED, 1.0),
-            sample_rows=rows[:, 0].long(),
-        ).cpu()
+        `known` is a latent [N, C'] on the same rows that the network sees beside the noisy one.
+        """
+        tokens = _tokens(self.condition, scale)
+        samples = int(coords[-1, 0]) + 1
+        tokens = tokens.expand(samples, -1, -1).to(ctx.device)
+        kind = {"shape": "shape", "texture": "tex"}[self.stage]
+        sampler, rows = self.family.samplers[self.stage], coords.to(ctx.device)
+        params = self.settings.sampler_params(self.stage, sampler.params)
+        beside = None if known is None else known.to(ctx.device)
+        with self.family.network(f"{kind}_slat_flow_model_{scale}", ctx.part(0, LOADED), len(coords)) as flow:
+            width = flow.params.in_channels - (0 if known is None else known.shape[1])
+            noise = torch.randn(len(coords), width, generator=self.generator)
+            return sample(
+                lambda x, t, cond: flow(x, rows, t, cond, beside),
+                noise.to(ctx.device),
+                params,
+                cond=tokens,
+                neg=torch.zeros_like(tokens),
+                sigma_min=sampler.sigma_min,
+                ctx=ctx.part(LOADED, 1.0),
+                sample_rows=rows[:, 0].long(),
+                on_step=self.watch and (lambda i, x, x0: self._show(i + 1, params.steps, x0, rows, grid)),
+            ).cpu()
+
+    def _show(self, step: int, steps: int, estimate: Tensor, coords: Tensor, grid: int) -> None:
+        norm = self.family.shape_norm if self.stage == "shape" else self.family.texture_norm
+        self.watch(Estimate(self.stage, step, steps, norm.undo(estimate), coords, grid))
 
 
 def _upsample(family: Family, feats: Tensor, coords: Tensor, ctx: RunContext) -> Tensor:
-    with family.network("shape_slat_decoder", ctx.part(0.0, 0.3)) as decoder:
+    with family.network("shape_slat_decoder", ctx.part(0.0, 0.3), len(coords)) as decoder:
         levels = len(decoder.params.num_blocks) - 1
         return decoder.upsample(feats.to(ctx.device), coords.to(ctx.device), levels, ctx=ctx.part(0.3, 1.0)).cpu()
 

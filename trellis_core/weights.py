@@ -82,14 +82,14 @@ class NetworkFile:
         """Its tensors by their names without the prefix."""
         return {k.removeprefix(self.prefix): v for k, v in read_header(self.file).items() if k.startswith(self.prefix)}
 
-    def build(self, ctx: RunContext = QUIET) -> nn.Module:
-        """The network on the meta device: shapes and dtypes, no memory."""
+    def build(self, ctx: RunContext = QUIET, ops: Any = nn) -> nn.Module:
+        """The network on the meta device, its layers taken from the namespace `ops`: shapes and dtypes, no memory."""
         module, params = NETWORKS[self.name]
         home = importlib.import_module(f".{module}", __package__)
         dtype = None if self.name == IMAGE_ENCODER else torso_dtype(ctx)
         try:
             known = getattr(home, params).from_args(dict(self.args))
-            return getattr(home, self.name)(known, device="meta", dtype=dtype)
+            return getattr(home, self.name)(known, ops=ops, device="meta", dtype=dtype)
         except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
             raise WeightsError(f"The config of {self.file.stem} does not describe a {self.name}: {error}.") from error
 
@@ -103,13 +103,13 @@ class NetworkFile:
         _match(self, model)
         return model.params
 
-    def load(self, ctx: RunContext = QUIET) -> nn.Module:
+    def load(self, ctx: RunContext = QUIET, ops: Any = nn) -> nn.Module:
         """The network in eval mode on the context's device, with gradients off.
 
         Raises:
             WeightsError: the file is damaged, or a tensor is missing, unexpected, misshapen or not finite.
         """
-        model = self.build(ctx)
+        model = self.build(ctx, ops)
         wanted = _match(self, model)
         unused = [k for k in model.state_dict() if k not in wanted]
         state: dict[str, Tensor] = {k: torch.zeros_like(model.state_dict()[k], device=ctx.device) for k in unused}

@@ -1,0 +1,87 @@
+"""The command line: `python -m trellis_core generate | info | download`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import Cancelled, TrellisError
+
+INTERRUPTED = 130
+"""Exit code of a program that Ctrl-C ended."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    from .settings import GenerationSettings
+
+    parser = argparse.ArgumentParser(
+        prog="python -m trellis_core", description="One picture to a textured 3D model, with TRELLIS.2."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    generate = commands.add_parser("generate", help="make a GLB of a picture")
+    generate.add_argument("picture", type=Path, help="PNG, JPEG or WebP; best with a transparent background")
+    generate.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.glb", help="where the model goes")
+    generate.add_argument(
+        "--weights", default="mini", metavar="NAME|PATH",
+        help='"mini" (bundled), a folder with pipeline.json, or ComfyUI\'s repackaged files (default: mini)',
+    )  # fmt: skip
+    generate.add_argument("--preview", type=Path, metavar="OUT.png", help="also draw the finished model here")
+    generate.add_argument("--report", action="store_true", help="print facts about the finished model")
+    background = generate.add_mutually_exclusive_group()
+    background.add_argument("--key-background", action="store_true", help="cut the subject out of a plain background")
+    background.add_argument(
+        "--matting", action="store_true", help="cut the subject out with the rembg package; fetches its network once"
+    )
+    generate.add_argument("--device", default="cpu", help="where networks compute: cpu, cuda, mps (default: cpu)")
+    generate.add_argument("--memory-budget", type=float, metavar="GB", help="refuse networks that take more than this")
+    _add_settings(generate.add_argument_group("settings"), GenerationSettings)
+
+    info = commands.add_parser("info", help="say what a weights file or folder is")
+    info.add_argument("path", help="folder, .safetensors file, or name of a family")
+
+    download = commands.add_parser("download", help="fetch the official weights from the Hugging Face Hub")
+    download.add_argument("--to", type=Path, default=Path("weights"), metavar="FOLDER", help="default: ./weights")
+    download.add_argument("--yes", action="store_true", help="do not ask before downloading")
+    return parser
+
+
+def _add_settings(group: argparse._ArgumentGroup, model: Any) -> None:
+    """One flag for every setting; what is left out keeps the default of the weights or of the schema."""
+    for name, field in model.model_fields.items():
+        if name.endswith("_url"):
+            continue
+        flag = "--" + name.replace("_", "-")
+        default = "random" if name == "seed" else field.default
+        text = f"{field.description} (default: {default})".replace("%", "%%")
+        if field.annotation is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        else:
+            group.add_argument(flag, metavar="N", help=text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 done, 1 could not be done, 2 wrong call, 130 stopped by Ctrl-C."""
+    options = build_parser().parse_args(arguments)
+    try:
+        if options.command == "generate":
+            from .cli_generate import run
+        elif options.command == "info":
+            from .cli_info import run
+        else:
+            from .download import run
+        run(options)
+    except (KeyboardInterrupt, Cancelled):
+        print("Stopped. Nothing was written.", file=sys.stderr)
+        return INTERRUPTED
+    except TrellisError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
