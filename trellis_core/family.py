@@ -7,7 +7,7 @@ let go after it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,12 +173,13 @@ class Family:
             )
 
 
-def load_family(name_or_path: str | Path, ctx: RunContext = QUIET) -> Family:
+def load_family(name_or_path: str | Path, ctx: RunContext = QUIET, *, also: Sequence[Path] = ()) -> Family:
     """Find a family and check that its files are whole and belong together. Reads no tensor, downloads nothing.
 
     Args:
         name_or_path: "mini"; a folder with pipeline.json; a folder or file of ComfyUI's repackaged weights; or the
             name `owner/repository` of weights in the local Hugging Face cache.
+        also: for repackaged weights, more files that may hold parts.
 
     Raises:
         WeightsError: something is missing, damaged, a pickle, or made for another family; says what and where.
@@ -187,7 +188,7 @@ def load_family(name_or_path: str | Path, ctx: RunContext = QUIET) -> Family:
     ctx.check()
     if path.is_dir() and (path / "pipeline.json").is_file():
         return _official(path)
-    return _repackaged(path)
+    return _repackaged(path, also)
 
 
 def _locate(name_or_path: str | Path) -> Path:
@@ -222,10 +223,10 @@ def _official(root: Path) -> Family:
     return _assemble(root.name, networks, args.get("resolutions", published.SCALES), samplers, *norms)
 
 
-def _repackaged(path: Path) -> Family:
+def _repackaged(path: Path, also: Sequence[Path]) -> Family:
     networks: dict[str, NetworkFile] = {}
     unread = []
-    for file in _candidates(path):
+    for file in dict.fromkeys([*_candidates(path), *also]):
         try:
             found = find_networks(file)
         except WeightsError as error:

@@ -1,0 +1,78 @@
+"""Stage values as safetensors files: what one machine sampled, another can go on from.
+
+A file holds one value. Its metadata says which (`stage`), and its plain numbers; tensors go by their field's name.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from .errors import InputError
+from .mesh.glb import write_whole
+from .values import Shape, Structure, Texture
+
+FORMAT = "trellis_core.stage.1"
+STAGES = {"structure": Structure, "shape": Shape, "texture": Texture}
+
+Stage = Structure | Shape | Texture
+
+
+def save_stage(value: Stage, path: str | os.PathLike[str]) -> None:
+    """Write a stage value, completely or not at all.
+
+    Raises:
+        InputError: the file cannot be written there.
+    """
+    name = next(stage for stage, kind in STAGES.items() if isinstance(value, kind))
+    entries = {field.name: getattr(value, field.name) for field in fields(value)}
+    tensors = {key: entry.contiguous() for key, entry in entries.items() if isinstance(entry, Tensor)}
+    numbers = {key: str(entry) for key, entry in entries.items() if not isinstance(entry, Tensor)}
+    write_whole(path, save(tensors, {"format": FORMAT, "stage": name, **numbers}))
+
+
+def load_stage(path: str | os.PathLike[str]) -> Stage:
+    """Read a file of `save_stage` back.
+
+    Raises:
+        InputError: it is not there, damaged, something else, or its parts do not fit together.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            notes = file.metadata() or {}
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}
+    except FileNotFoundError:
+        raise InputError(f"There is no file {path}.") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged or not a stage file: {error}.") from error
+    kind = STAGES.get(notes.get("stage", ""))
+    if notes.get("format") != FORMAT or kind is None:
+        raise InputError(f"{path} is not a stage file of this program. Save Stage writes them.")
+    try:
+        numbers = {f.name: int(notes[f.name]) for f in fields(kind) if f.name not in tensors}
+        value = kind(**tensors, **numbers)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} lacks a part of a {notes['stage']}: {error}.") from error
+    _check(value, path)
+    return value
+
+
+def _check(value: Stage, path: Path) -> None:
+    feats, coords = getattr(value, "feats", None), getattr(value, "coords", None)
+    good = True
+    if feats is not None:
+        good = feats.ndim == 2 and feats.dtype == torch.float32 and bool(feats.isfinite().all())
+    if coords is not None:
+        side = getattr(value, "grid", None) or value.resolution
+        good = good and coords.ndim == 2 and coords.shape[1] == 4 and coords.dtype == torch.int32 and len(coords) > 0
+        good = good and bool((coords >= 0).all() and (coords[:, 1:] < side).all() and value.samples == coords[:, 0].max() + 1)
+        good = good and (feats is None or len(feats) == len(coords))
+    if not good:
+        raise InputError(f"{path} holds numbers that do not fit together. Save the stage again.")
