@@ -1,0 +1,182 @@
+"""Which nodes of a regular lattice lie inside a mesh that may have gaps.
+
+Where the mesh pierces a lattice edge there is a wall. The outside floods in from the border along the other edges,
+widest passages first. A pocket that it could only enter through an opening narrower than the gaps to be closed, and
+much narrower than the pocket itself, is inside; so is everything that it cannot reach.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..run import QUIET, RunContext
+from .crossings import grid_crossings
+from .topology import Array
+
+_OUT, _IN = 1, 2
+_LEVELS = (1.0, 0.85, 0.72, 0.61, 0.52, 0.44, 0.37, 0.3, 0.2, 0.0)  # openings, as shares of the widest that closes
+_BOTTLENECK = 2.0  # a pocket is this much wider than the opening that closes it
+_NARROW = 0.75  # in lattice steps: the lattice cannot tell a pocket of less half-width from a slot
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Nodes at `origin` [3] + `step` * (i, j, k) with i, j, k below `shape`; flat numbers have k fastest."""
+
+    origin: Array
+    step: float
+    shape: tuple[int, int, int]
+
+    @property
+    def strides(self) -> tuple[int, int, int]:
+        return self.shape[1] * self.shape[2], self.shape[2], 1
+
+    @property
+    def size(self) -> int:
+        return self.shape[0] * self.shape[1] * self.shape[2]
+
+    def unflatten(self, nodes: Array) -> Array:
+        """(i, j, k) int64 [..., 3] of flat node numbers."""
+        return np.stack(np.unravel_index(nodes, self.shape), axis=-1)
+
+
+@dataclass(frozen=True)
+class Walls:
+    """Where a mesh pierces lattice edges, ordered by edge and then along it.
+
+    Attributes:
+        edge: int64 [K], 3 * (flat number of the lower node) + axis.
+        point: float32 [K, 3] in lattice steps from the origin.
+        face: int64 [K].
+    """
+
+    edge: Array
+    point: Array
+    face: Array
+
+
+def find_walls(corners: Array, lattice: Lattice, ctx: RunContext = QUIET) -> Walls:
+    """All piercings of triangles `corners` float32 [F, 3, 3], in lattice steps from its origin and well within it."""
+    triangles = torch.from_numpy(np.ascontiguousarray(corners, np.float32))
+    strides = np.array(lattice.strides)
+    edge, point, face = [np.zeros(0, np.int64)], [np.zeros((0, 3), np.float32)], [np.zeros(0, np.int64)]
+    for batch in grid_crossings(triangles, torch.ones(3), max(lattice.shape), ctx):
+        axis = batch.axis.numpy()
+        node = batch.voxel.numpy() + 1
+        node[np.arange(len(axis)), axis] -= 1
+        edge.append(3 * (node @ strides) + axis)
+        point.append(batch.point.numpy())
+        face.append(batch.triangle.numpy())
+    edge, point, face = (np.concatenate(parts) for parts in (edge, point, face))
+    along = point[np.arange(len(edge)), edge % 3]
+    order = np.lexsort([face, along, edge])
+    return Walls(edge[order], point[order], face[order])
+
+
+def margin(close_gaps: float) -> int:
+    """Nodes by which a lattice must reach beyond the mesh for `find_inside`."""
+    return _reach(close_gaps) + 2
+
+
+def _reach(close_gaps: float) -> int:
+    return max(int(np.ceil(close_gaps / 2)), 1)
+
+
+def find_inside(pierced: Array, samples: Array, lattice: Lattice, close_gaps: float, ctx: RunContext = QUIET) -> Array:
+    """Inside nodes, bool [lattice.size].
+
+    Args:
+        pierced: bool [3 * lattice.size], edges (3 * node + axis) that the mesh pierces.
+        samples: float [P, 3] points of the mesh, about half a step apart, in lattice steps: the width of openings is
+            measured between them.
+        close_gaps: the widest opening to be closed, in lattice steps.
+    """
+    from scipy import ndimage
+
+    at_wall = pierced.reshape(-1, 3).copy()
+    for axis, stride in enumerate(lattice.strides):
+        at_wall[stride:, axis] |= pierced[axis::3][:-stride]
+    at_wall = at_wall.any(axis=1).reshape(lattice.shape)
+    near = ndimage.binary_dilation(at_wall, np.ones((3, 3, 3), bool), iterations=_reach(close_gaps))
+    ctx.report(0.1)
+    room, rooms = ndimage.label(~near)
+    near, room = near.reshape(-1), room.reshape(-1)
+
+    # A graph of the nodes near walls one by one, and of each connected room away from walls as a whole.
+    place = room - 1
+    count = int(near.sum())
+    place[near] = rooms + np.arange(count)
+    a, b, width = _passages(near, pierced, samples, lattice, close_gaps / 2, ctx.part(0.1, 0.7, "inside"))
+    label = _flood(place[a], place[b], width, rooms, rooms + count, int(room[0]) - 1, close_gaps / 2)
+    ctx.report(1.0)
+    return label[place] != _OUT
+
+
+def _passages(
+    near: Array, pierced: Array, samples: Array, lattice: Lattice, widest: float, ctx: RunContext
+) -> tuple[Array, Array, Array]:
+    """Open edges with an end near a wall: node, next node, and half-width at its middle, at most twice `widest`."""
+    from scipy.spatial import cKDTree
+
+    tree = cKDTree(samples, compact_nodes=False, balanced_tree=False)
+    parts = []
+    for axis, stride in enumerate(lattice.strides):
+        touches = near.copy()
+        touches[:-stride] |= near[stride:]
+        a = np.flatnonzero(touches & ~pierced[axis::3])
+        middle = lattice.unflatten(a) + 0.5 * np.eye(3)[axis]
+        width = np.empty(len(a))
+        for rows in np.array_split(np.arange(len(a)), len(a) // 50_000 + 1):
+            width[rows] = tree.query(middle[rows], distance_upper_bound=2 * widest)[0]
+            ctx.report((axis + rows[-1] / len(a)) / 3)
+        parts.append((a, a + stride, np.minimum(width, 2 * widest)))
+    return tuple(np.concatenate(column) for column in zip(*parts))
+
+
+def _flood(a: Array, b: Array, width: Array, rooms: int, count: int, border: int, widest: float) -> Array:
+    """Label of `count` graph nodes, of which the first `rooms` are rooms; `a`, `b` and `width` describe the passages."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    spacious = np.zeros(count)
+    np.maximum.at(spacious, a, width)
+    np.maximum.at(spacious, b, width)
+    spacious[:rooms] = np.inf
+    label = np.zeros(count, np.int8)
+    label[border] = _OUT
+    pocket, pocket_width = np.arange(count), spacious
+    for share in _LEVELS:
+        level = share * widest
+        is_open = width >= level
+        u, v = a[is_open], b[is_open]
+        graph = coo_matrix((np.ones(len(u), np.int8), (u, v)), shape=(count, count))
+        number, group = connected_components(graph, directed=False)
+        has_out = np.bincount(group, label == _OUT, minlength=number) > 0
+        if share < 1:
+            closed = pocket_width >= max(_BOTTLENECK * level, _NARROW)
+            label[(label == 0) & has_out[group] & closed[pocket]] = _IN
+        has_in = np.bincount(group, label == _IN, minlength=number) > 0
+        label[(label == 0) & (has_out & ~has_in)[group]] = _OUT
+        label[(label == 0) & (has_in & ~has_out)[group]] = _IN
+        _compete(label, u, v, (has_in & has_out)[group])
+        pocket, pocket_width = group, np.zeros(number)
+        np.maximum.at(pocket_width, group, spacious)
+    return label
+
+
+def _compete(label: Array, a: Array, b: Array, contested: Array) -> None:
+    """Grow both labels step by step along the edges until all that they reach is taken; the outside wins ties."""
+    rows = contested[a] & ((label[a] == 0) | (label[b] == 0))
+    a, b = np.concatenate([a[rows], b[rows]]), np.concatenate([b[rows], a[rows]])
+    while len(a):
+        ready = (label[a] != 0) & (label[b] == 0)
+        if not ready.any():
+            return
+        source, target = label[a[ready]], b[ready]
+        label[target[source == _IN]] = _IN
+        label[target[source == _OUT]] = _OUT
+        open_end = label[b] == 0
+        a, b = a[open_end], b[open_end]

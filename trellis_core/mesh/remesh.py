@@ -1,0 +1,207 @@
+"""Remeshing: from a tattered surface to one clean outer wall.
+
+`solid_remesh` is the default. It decides for every node of a lattice whether it is inside, gaps closed, and wraps the
+inside in a watertight surface whose vertices lie on the input. Surface that bounds nothing stays an open sheet; what
+lies inside the wall is dropped. Nothing is inflated. `narrow_band_remesh` is the published method (spec B 5.5).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ..errors import EmptyResultError, InputError
+from ..run import QUIET, RunContext
+from ..values import Mesh
+from .clean import check_mesh, drop_repeated_faces, merge_vertices
+from .contour import Quads, fill_pinches, sheet_quads, solid_quads, split_quads
+from .distance import TriangleIndex
+from .holes import fill_holes
+from .inside import Lattice, Walls, find_inside, find_walls, margin
+from .manifold import make_manifold
+from .orient import unify_winding
+from .topology import Array, compact, edges, face_components, face_normals
+
+_SHIFT = np.array([1.3e-3, 1.7e-3, 1.1e-3])  # of a step: keeps lattice nodes off axis-aligned faces
+_HOLE_PERIMETER = 8.0  # steps round a hole per step of gap to close
+_REST = 0.05  # pull of a vertex towards the mean of its samples, against one plane's pull of 1
+_SNAP = 0.75  # steps that a vertex may move to take up an input vertex in its cell
+_PROJECT = 0.5  # steps that a vertex may move onto the input
+_SPECK = 3.0  # steps from corner to corner below which a part is dropped
+_SMOOTHING = 30
+
+
+def solid_remesh(mesh: Mesh, resolution: int, ctx: RunContext = QUIET, close_gaps: float = 2.0) -> Mesh:
+    """One outer wall around what the mesh encloses, and sheets where it encloses nothing.
+
+    Args:
+        mesh: any triangles in object space; winding, holes, inner surfaces and floating specks do not matter.
+        resolution: lattice steps per unit of object space. A flexible dual grid mesh of the same resolution keeps its vertices.
+        ctx: told the progress.
+        close_gaps: openings up to about this many steps wide count as closed.
+
+    Returns:
+        Parts that enclose something are watertight 2-manifolds wound outward; sheets have boundaries.
+
+    Raises:
+        InputError: the mesh is malformed, or the resolution or `close_gaps` makes no sense.
+        EmptyResultError: nothing is left.
+    """
+    if resolution < 4 or not 0 <= close_gaps <= 16:
+        raise InputError(f"Remeshing needs a resolution of at least 4 and gaps of 0 to 16 voxels, not {resolution} and {close_gaps}.")
+    vertices, faces = merge_vertices(*check_mesh(mesh.vertices.cpu().numpy(), mesh.faces.cpu().numpy()))
+    faces = drop_repeated_faces(faces)
+    lattice = _lattice_around(vertices, 1 / resolution, margin(close_gaps))
+    place = ((vertices - lattice.origin) / lattice.step).astype(np.float32)
+    ctx.report(0.02, "remesh")
+
+    capped, caps_from = _close_small_holes(place, faces, _HOLE_PERIMETER * close_gaps)
+    ctx.report(0.15, "remesh")
+    walls = find_walls(capped[0][capped[1]], lattice, ctx.part(0.15, 0.25, "remesh"))
+    pierced = np.zeros(3 * lattice.size, bool)
+    pierced[walls.edge] = True
+    samples = np.concatenate([walls.point, _samples(*capped)])
+    inside = find_inside(pierced, samples, lattice, close_gaps, ctx.part(0.25, 0.6, "remesh"))
+    inside = fill_pinches(inside, lattice)
+    ctx.report(0.65, "remesh")
+
+    real = Walls(*(column[walls.face < caps_from] for column in (walls.edge, walls.point, walls.face)))
+    normals = face_normals(*capped)
+    solid = solid_quads(inside, lattice)
+    loose = np.unique(real.edge)
+    node, stride = loose // 3, np.array(lattice.strides)[loose % 3]
+    sheets = sheet_quads(loose[~inside[node] & ~inside[node + stride]], lattice)
+    index = TriangleIndex(torch.from_numpy(place), torch.from_numpy(faces))
+    parts = [
+        _surface(solid, inside, real, normals, place, index, lattice, ctx.part(0.65, 0.9, "remesh")),
+        _surface(sheets, inside, real, normals, place, index, lattice, ctx.part(0.9, 1.0, "remesh")),
+    ]
+    vertices = np.concatenate([part[0] for part in parts])
+    faces = np.concatenate([parts[0][1], unify_winding(parts[1][1]) + len(parts[0][0])])
+    vertices, faces = _drop_specks(vertices, faces)
+    vertices = vertices * lattice.step + lattice.origin
+    return Mesh(torch.from_numpy(vertices.astype(np.float32)), torch.from_numpy(faces.astype(np.int32)))
+
+
+def narrow_band_remesh(
+    mesh: Mesh, resolution: int, ctx: RunContext = QUIET, band: float = 1.0, project_back: float = 0.0
+) -> Mesh:
+    """The published remesh: a double wall at `band` voxels around the surface, pulled back onto it by `project_back` 0..1."""
+    from .reference.distance import ReferenceIndex
+    from .reference.remesh import Grid, narrow_band
+
+    index = ReferenceIndex(mesh.vertices.cpu().numpy(), mesh.faces.cpu().numpy())
+    grid = Grid(resolution, (resolution + 3 * band) / resolution, np.zeros(3))
+    found = narrow_band(index, grid, band, project_back, ctx)
+    return Mesh(torch.from_numpy(found.vertices), torch.from_numpy(found.faces))
+
+
+def _lattice_around(vertices: Array, step: float, pad: int) -> Lattice:
+    """Nodes at the corners of the voxels of [-0.5, 0.5]^3 (nearly), reaching `pad` nodes beyond the vertices."""
+    base = np.full(3, -0.5) + _SHIFT * step
+    low = np.floor((vertices.min(axis=0) - base) / step).astype(int) - pad
+    high = np.ceil((vertices.max(axis=0) - base) / step).astype(int) + pad
+    return Lattice(base + low * step, step, tuple(int(n) for n in high - low + 1))
+
+
+def _close_small_holes(vertices: Array, faces: Array, max_perimeter: float) -> tuple[tuple[Array, Array], int]:
+    """The mesh with caps, and how many of its faces, the first ones, are no caps."""
+    vertices, faces = make_manifold(vertices, faces)
+    faces = unify_winding(faces)
+    return fill_holes(vertices, faces, max_perimeter), len(faces)
+
+
+def _samples(vertices: Array, faces: Array) -> Array:
+    pairs = edges(faces).pairs
+    return np.concatenate([vertices, (vertices[pairs[:, 0]] + vertices[pairs[:, 1]]) / 2])
+
+
+def _surface(
+    quads: Quads,
+    inside: Array,
+    walls: Walls,
+    normals: Array,
+    place: Array,
+    index: TriangleIndex,
+    lattice: Lattice,
+    ctx: RunContext,
+) -> tuple[Array, Array]:
+    """Vertices float64 [V, 3] in lattice steps, and triangles."""
+    row = _outermost(quads.edge, inside, walls)
+    vertices, sampled = _fit(quads, row, walls, normals, lattice)
+    ctx.report(0.3)
+    kept = _take_input_vertices(vertices, quads.cell, quads.alone & sampled, place, lattice)
+    rows = np.flatnonzero(sampled & ~kept)
+    if len(rows):
+        nearest = index.query(torch.from_numpy(vertices[rows]), ctx=ctx.part(0.4, 0.8, "remesh"))
+        close = nearest.distance.numpy() < _PROJECT
+        vertices[rows[close]] = nearest.point.numpy()[close]
+    _relax(vertices, quads.corner, ~sampled)
+    return vertices, split_quads(vertices, quads.corner)
+
+
+def _outermost(edge: Array, inside: Array, walls: Walls) -> Array:
+    """For every lattice edge [Q] the row of `walls` where it is pierced nearest to its outside end, -1 for none."""
+    first = np.searchsorted(walls.edge, edge)
+    last = np.searchsorted(walls.edge, edge, side="right") - 1
+    return np.where(last < first, -1, np.where(inside[edge // 3], last, first))
+
+
+def _fit(quads: Quads, row: Array, walls: Walls, normals: Array, lattice: Lattice) -> tuple[Array, Array]:
+    """Vertices [V, 3] that lie in their cell and closest to the planes of their cell's samples; which have a sample."""
+    count = len(quads.cell)
+    quad = np.flatnonzero(row >= 0)
+    vertex = quads.corner[quad].reshape(-1)
+    point = np.repeat(walls.point[row[quad]].astype(np.float64), 4, axis=0)
+    normal = normals[walls.face[row[quad]]].astype(np.float64)
+    normal = np.repeat(normal / np.linalg.norm(normal, axis=1, keepdims=True).clip(1e-30), 4, axis=0)
+
+    def total(values: Array) -> Array:
+        columns = values.reshape(len(values), -1).T
+        return np.stack([np.bincount(vertex, column, minlength=count) for column in columns], axis=1)
+
+    amount = np.bincount(vertex, minlength=count)
+    centre = lattice.unflatten(quads.cell) + 0.5
+    mean = np.where(amount[:, None] > 0, total(point) / np.maximum(amount, 1)[:, None], centre)
+    planes = total(normal[:, :, None] * normal[:, None, :]).reshape(-1, 3, 3) + _REST * np.eye(3)
+    offset = (normal * (point - mean[vertex])).sum(axis=1, keepdims=True)
+    step = np.linalg.solve(planes, total(normal * offset)[..., None])[..., 0]
+    return np.clip(mean + step, centre - 0.5, centre + 0.5), amount > 0
+
+
+def _take_input_vertices(vertices: Array, cell: Array, wanting: Array, place: Array, lattice: Lattice) -> Array:
+    """Move `wanting` vertices, bool [V], onto the input vertex in their cell if there is just one; which have moved."""
+    home = np.floor(place).astype(np.int64) @ np.array(lattice.strides)
+    homes, first, amount = np.unique(home, return_index=True, return_counts=True)
+    found = np.searchsorted(homes, cell).clip(max=len(homes) - 1)
+    guest = place[first[found]]
+    near = np.linalg.norm(guest - vertices, axis=1) <= _SNAP
+    kept = wanting & (homes[found] == cell) & (amount[found] == 1) & near
+    vertices[kept] = guest[kept]
+    return kept
+
+
+def _relax(vertices: Array, corner: Array, free: Array) -> None:
+    """Stretch `free` vertices, bool [V], smoothly between the others."""
+    a, b = corner.reshape(-1), np.roll(corner, -1, axis=1).reshape(-1)
+    a, b = np.concatenate([a, b]), np.concatenate([b, a])
+    rows = free[a]
+    a, b = a[rows], b[rows]
+    moving, slot = np.unique(a, return_inverse=True)
+    amount = np.bincount(slot)[:, None]
+    for _ in range(_SMOOTHING if len(moving) else 0):
+        total = np.stack([np.bincount(slot, vertices[b, k]) for k in range(3)], axis=1)
+        vertices[moving] = total / amount
+
+
+def _drop_specks(vertices: Array, faces: Array) -> tuple[Array, Array]:
+    """Drop parts smaller than `_SPECK` steps, but never the largest part."""
+    if not len(faces):
+        raise EmptyResultError("Remeshing left no surface: the mesh is smaller than a voxel.")
+    part = face_components(faces)
+    corner, label = vertices[faces].reshape(-1, 3), np.repeat(part, 3)
+    low, high = np.full((part.max() + 1, 3), np.inf), np.full((part.max() + 1, 3), -np.inf)
+    np.minimum.at(low, label, corner)
+    np.maximum.at(high, label, corner)
+    size = np.linalg.norm(high - low, axis=1)
+    return compact(vertices, faces[(size >= min(_SPECK, size.max()))[part]])[:2]
