@@ -108,7 +108,8 @@ def test_conv_gradients(monkeypatch, shuffle):
     monkeypatch.setattr(conv, "COLUMN_BLOCK", 2)
     nmap = NeighborMap.build(random_coords(0, grid=3, shuffle=shuffle))
     layer = [t.requires_grad_() for t in random_layer(0, nmap.rows, 2, 3, torch.float64)]
-    assert torch.autograd.gradcheck(lambda *a: submanifold_conv3d(*a, nmap), layer)
+    assert nmap.rows > 16
+    assert torch.autograd.gradcheck(lambda *a: submanifold_conv3d(*a, nmap), layer, fast_mode=True)
 
 
 @pytest.mark.parametrize("frozen", [0, 1, 2])

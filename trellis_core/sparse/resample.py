@@ -86,9 +86,9 @@ def upsample_nearest(x: Tensor, plan: ResamplePlan) -> Tensor:
 
 def downsample_mean(x: Tensor, plan: ResamplePlan, parents: int) -> Tensor:
     """Fine [F, C] -> coarse [parents, C]: mean over the children that exist."""
-    total = torch.zeros(parents, x.shape[1], dtype=torch.float32, device=x.device).to(torch.promote_types(x.dtype, torch.float32))
-    total = total.index_add(0, plan.parent_row, x.to(total.dtype))
-    count = torch.bincount(plan.parent_row, minlength=parents).to(total.dtype)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    total = x.new_zeros(parents, x.shape[1], dtype=wide).index_add(0, plan.parent_row, x.to(wide))
+    count = torch.bincount(plan.parent_row, minlength=parents).to(wide)
     return (total / count[:, None]).to(x.dtype)
 
 

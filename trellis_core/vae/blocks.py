@@ -6,6 +6,7 @@ Blocks see plain feature rows [N, C] beside the neighbour map of their voxels.
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,14 @@ def zeroed(layer: nn.Module) -> nn.Module:
 class SparseConvNeXtBlock3d(nn.Module):
     """x + MLP(norm(conv(x))), hidden width 4 C, SiLU."""
 
-    def __init__(self, channels: int, *, ops: ModuleType = nn, device=None, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        ops: ModuleType = nn,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.conv = SubmanifoldConv3d(channels, channels, device=device, dtype=dtype)
         self.norm = ops.LayerNorm(channels, eps=BLOCK_EPS, device=device, dtype=torch.float32)
@@ -54,7 +62,14 @@ class _ResampleBlock(nn.Module):
     """norm1 -> SiLU -> conv1 and resampling -> plain norm -> SiLU -> conv2, beside a resampled skip."""
 
     def __init__(
-        self, channels: int, middle: int, out_channels: int, *, ops: ModuleType, device, dtype: torch.dtype | None
+        self,
+        channels: int,
+        middle: int,
+        out_channels: int,
+        *,
+        ops: ModuleType = nn,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.channels, self.out_channels = channels, out_channels
@@ -69,30 +84,16 @@ class _ResampleBlock(nn.Module):
         return self.conv2(F.silu(plain_norm(h)), nmap)
 
 
-class _UpBlock(_ResampleBlock):
-    """An up-stage; `to_subdiv` tells from the raw block input which children exist."""
+class SparseResBlockC2S3d(_ResampleBlock):
+    """Up-stage C -> O by channel-to-space. Needs C % 8 == 0 and O % (C / 8) == 0.
 
-    def __init__(
-        self,
-        channels: int,
-        out_channels: int,
-        pred_subdiv: bool = True,
-        *,
-        middle: int,
-        ops: ModuleType = nn,
-        device=None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(channels, middle, out_channels, ops=ops, device=device, dtype=dtype)
+    `to_subdiv`, if there, tells from the raw block input which children exist.
+    """
+
+    def __init__(self, channels: int, out_channels: int, pred_subdiv: bool = True, **layer: Any) -> None:
+        super().__init__(channels, 8 * out_channels, out_channels, **layer)
         if pred_subdiv:
-            self.to_subdiv = ops.Linear(channels, 8, device=device, dtype=dtype)
-
-
-class SparseResBlockC2S3d(_UpBlock):
-    """Up-stage C -> O by channel-to-space. Needs C % 8 == 0 and O % (C / 8) == 0."""
-
-    def __init__(self, channels: int, out_channels: int, pred_subdiv: bool = True, **layer) -> None:
-        super().__init__(channels, out_channels, pred_subdiv, middle=8 * out_channels, **layer)
+            self.to_subdiv = _linear(channels, 8, **layer)
 
     def forward(self, x: Tensor, coarse: NeighborMap, plan: ResamplePlan) -> Tensor:
         """x [N, C] on the coarse voxels -> [F, O] on the plan's fine voxels."""
@@ -101,12 +102,14 @@ class SparseResBlockC2S3d(_UpBlock):
         return self._leave(h, plan.neighbors) + skip
 
 
-class SparseResBlockUpsample3d(_UpBlock):
+class SparseResBlockUpsample3d(_ResampleBlock):
     """Up-stage C -> O by copying parents (not in the published weights)."""
 
-    def __init__(self, channels: int, out_channels: int, pred_subdiv: bool = True, **layer) -> None:
-        super().__init__(channels, out_channels, pred_subdiv, middle=out_channels, **layer)
-        self.skip_connection = _skip(channels, out_channels, **layer)
+    def __init__(self, channels: int, out_channels: int, pred_subdiv: bool = True, **layer: Any) -> None:
+        super().__init__(channels, out_channels, out_channels, **layer)
+        self.skip_connection = nn.Identity() if channels == out_channels else _linear(channels, out_channels, **layer)
+        if pred_subdiv:
+            self.to_subdiv = _linear(channels, 8, **layer)
 
     def forward(self, x: Tensor, coarse: NeighborMap, plan: ResamplePlan) -> Tensor:
         """x [N, C] on the coarse voxels -> [F, O] on the plan's fine voxels."""
@@ -117,22 +120,23 @@ class SparseResBlockUpsample3d(_UpBlock):
 class SparseResBlockS2C3d(_ResampleBlock):
     """Down-stage C -> O by space-to-channel. Needs O % 8 == 0 and 8 C % O == 0."""
 
-    def __init__(self, channels: int, out_channels: int, *, ops: ModuleType = nn, device=None, dtype=None) -> None:
-        super().__init__(channels, out_channels // 8, out_channels, ops=ops, device=device, dtype=dtype)
+    def __init__(self, channels: int, out_channels: int, **layer: Any) -> None:
+        super().__init__(channels, out_channels // 8, out_channels, **layer)
 
     def forward(self, x: Tensor, plan: ResamplePlan, coarse: NeighborMap) -> Tensor:
         """x [F, C] on the plan's fine voxels -> [N, O] on the voxels of `coarse`."""
-        h = space_to_channel(self.conv1(self._enter(x), plan.neighbors), plan, coarse.rows)
-        skip = space_to_channel(x, plan, coarse.rows).view(coarse.rows, self.out_channels, 8 * self.channels // self.out_channels)
+        rows = coarse.rows
+        h = space_to_channel(self.conv1(self._enter(x), plan.neighbors), plan, rows)
+        skip = space_to_channel(x, plan, rows).view(rows, self.out_channels, 8 * self.channels // self.out_channels)
         return self._leave(h, coarse) + skip.mean(dim=2)
 
 
 class SparseResBlockDownsample3d(_ResampleBlock):
     """Down-stage C -> O by averaging the children that exist (not in the published weights)."""
 
-    def __init__(self, channels: int, out_channels: int, *, ops: ModuleType = nn, device=None, dtype=None) -> None:
-        super().__init__(channels, out_channels, out_channels, ops=ops, device=device, dtype=dtype)
-        self.skip_connection = _skip(channels, out_channels, ops=ops, device=device, dtype=dtype)
+    def __init__(self, channels: int, out_channels: int, **layer: Any) -> None:
+        super().__init__(channels, out_channels, out_channels, **layer)
+        self.skip_connection = nn.Identity() if channels == out_channels else _linear(channels, out_channels, **layer)
 
     def forward(self, x: Tensor, plan: ResamplePlan, coarse: NeighborMap) -> Tensor:
         """x [F, C] on the plan's fine voxels -> [N, O] on the voxels of `coarse`."""
@@ -140,8 +144,8 @@ class SparseResBlockDownsample3d(_ResampleBlock):
         return self._leave(h, coarse) + self.skip_connection(downsample_mean(x, plan, coarse.rows))
 
 
-def _skip(channels: int, out_channels: int, *, ops: ModuleType = nn, device=None, dtype=None) -> nn.Module:
-    return nn.Identity() if channels == out_channels else ops.Linear(channels, out_channels, device=device, dtype=dtype)
+def _linear(channels: int, out_channels: int, *, ops: ModuleType = nn, **where: Any) -> nn.Module:
+    return ops.Linear(channels, out_channels, **where)
 
 
 UP_BLOCKS = {block.__name__: block for block in (SparseResBlockC2S3d, SparseResBlockUpsample3d)}

@@ -24,12 +24,13 @@ class _StructureParams:
     use_fp16: bool = False
 
     @classmethod
-    def from_args(cls, args: dict[str, Any]):
+    def from_args(cls, args: dict[str, Any]) -> _StructureParams:
         """From the `args` of a published config; keys that mean nothing to inference are ignored."""
         known = {f.name for f in fields(cls)}
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in args.items() if k in known})
 
     def torso_dtype(self, override: torch.dtype | None) -> torch.dtype:
+        """Dtype of the convolutions inside the blocks."""
         return override or (torch.float16 if self.use_fp16 else torch.float32)
 
 
