@@ -12,6 +12,8 @@ from trellis_core.mesh.distance import unsigned_distance
 from trellis_core.mesh.dual_grid import dual_grid_to_mesh
 from trellis_core.mesh.frames import texturing_mesh_preprocess
 from trellis_core.mesh.lookup import BrickTable
+from trellis_core.mesh.texture import Texture2D
+from trellis_core.mesh.textured import BLEND, MASK, OPAQUE, Material, TexturedMesh, textured_mesh_to_attributes
 from trellis_core.mesh.voxelize import mesh_to_dual_grid
 
 # Without (enough) regularisation flat regions have no unique minimum: those weight sets only pin voxels and flags.
@@ -89,3 +91,35 @@ def sparse_sampling(case: Case) -> None:
 def texturing_frame(case: Case) -> None:
     assert_close(texturing_mesh_preprocess(case.inputs["vertices"]), case.outputs["vertices"], 1e-12, "vertices")
     assert_equal(case.inputs["faces"], case.outputs["faces"], "faces")
+
+
+@kind(r"09_volattr_.*")
+def textured_triangles_to_attributes(case: Case) -> None:
+    config, given, expected = case.json("config"), case.inputs, case.outputs
+    textures = {
+        name: Texture2D.build(given[f"{name}_texture"], wrap=config["wrap"], linear=config["filter"] == "linear")
+        for name in ("base_color", "metallic", "roughness", "alpha", "emissive", "normal")
+        if f"{name}_texture" in given
+    }
+    material = Material(
+        base_color_factor=tuple(given["base_color_factor"][:3].tolist()),
+        metallic_factor=config["metallic_factor"],
+        roughness_factor=config["roughness_factor"],
+        alpha_mode=(OPAQUE, MASK, BLEND)[config["alpha_mode"]],
+        alpha_cutoff=config["alpha_cutoff"],
+        alpha_factor=config["alpha_factor"],
+        emissive_factor=tuple(config["emissive_factor"]),
+        mip_offset=config["mip_level_offset"],
+        **textures,
+    )
+    # Triangles are given relative to the low corner of the grid.
+    box = [corner * given["voxel_size"] for corner in given["grid_range"]]
+    mesh = TexturedMesh(given["triangles"], given["normals"], given["uvs"], given["material_ids"].long(), (material,))
+    found = textured_mesh_to_attributes(mesh, config["grid_size"], aabb=tuple(corner.tolist() for corner in box))
+    assert_equal(found.coords, expected["coords"], "coords")
+    stored = found.to_uint8()
+    for name in ("base_color", "metallic", "roughness", "alpha", "emissive", "normal"):
+        # Where normals of several faces nearly cancel, float32 rounding in the reference grows by their length.
+        atol = 5e-5 if name == "normal" and "normal" in textures else 1e-5
+        assert_close(getattr(found, name), expected[f"{name}_f32"], atol, name)
+        assert_close(getattr(stored, name).int().flatten(), expected[f"{name}_u8"].int().flatten(), 1, f"{name} in 8 bits")
