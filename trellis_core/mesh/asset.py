@@ -87,6 +87,7 @@ def make_asset(
     alpha_mode: str | None = None,
     image_format: str = "png",
     extras: Mapping[str, Any] | None = None,
+    refined: bool = False,
 ) -> Asset:
     """Clean, decimate, unwrap and bake.
 
@@ -98,6 +99,7 @@ def make_asset(
         alpha_mode: OPAQUE, MASK or BLEND; None decides from the voxels.
         image_format: png, jpeg or webp.
         extras: written into the file's `asset.extras`.
+        refined: the mesh comes from `refine_mesh`: unwrap and bake it as it is.
 
     Raises:
         InputError: malformed mesh or voxels, an unknown mode or format, an atlas too small for the charts.
@@ -111,12 +113,8 @@ def make_asset(
     vertices, faces = check_mesh(mesh.vertices.cpu().numpy(), mesh.faces.cpu().numpy())
     clock = _Clock(ctx)
 
-    with clock.step("clean", 0.0, 0.2) as part:
-        vertices, faces = clean(vertices, faces, 1 / voxels.resolution, part)
-    with clock.step("decimate", 0.2, 0.35) as part:
-        before = len(faces)
-        vertices, faces = decimate(vertices, faces, settings.decimation_target, part)
-        vertices, faces = tidy(vertices, faces) if len(faces) < before else (vertices, faces)
+    if not refined:
+        vertices, faces = _refine(vertices, faces, 1 / voxels.resolution, settings.decimation_target, clock)
     size = int(settings.texture_size)
     with clock.step("unwrap", 0.35, 0.6) as part:
         options = ChartOptions(
@@ -160,6 +158,33 @@ def make_asset(
     ctx.report(1.0)
     tensors = (torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
     return Asset(*tensors, baked.base_color, baked.metallic_roughness, baked.alpha_mode, double_sided, glb, report)
+
+
+def refine_mesh(mesh: Mesh, settings: GenerationSettings, resolution: int, ctx: RunContext = QUIET) -> Mesh:
+    """The first half of `make_asset`: clean and decimate.
+
+    Args:
+        mesh: as decoded.
+        settings: `decimation_target` (vertices) and `remesh` are used.
+        resolution: voxels per axis of the grid it was decoded from; sets what counts as small.
+
+    Raises:
+        InputError: malformed mesh. EmptyResultError: it has no surface.
+    """
+    vertices, faces = check_mesh(mesh.vertices.cpu().numpy(), mesh.faces.cpu().numpy())
+    whole = ctx.part(0.0, 1 / 0.35)  # these steps are the first 35 % of making an asset
+    vertices, faces = _refine(vertices, faces, 1 / resolution, settings.decimation_target, _Clock(whole))
+    ctx.report(1.0)
+    return Mesh(*(torch.from_numpy(np.ascontiguousarray(array)) for array in (vertices, faces)))
+
+
+def _refine(vertices: Array, faces: Array, cell: float, target: int, clock: _Clock) -> tuple[Array, Array]:
+    with clock.step("clean", 0.0, 0.2) as part:
+        vertices, faces = clean(vertices, faces, cell, part)
+    with clock.step("decimate", 0.2, 0.35) as part:
+        before = len(faces)
+        vertices, faces = decimate(vertices, faces, target, part)
+        return tidy(vertices, faces) if len(faces) < before else (vertices, faces)
 
 
 class _Clock:
