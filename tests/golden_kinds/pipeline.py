@@ -26,7 +26,7 @@ def pipeline_tiny(case: Case) -> None:
         outputs = {key.removeprefix(f"{name}/"): t for key, t in expected.items() if key.startswith(f"{name}/")}
         if not outputs:
             continue
-        limit = {"max_num_tokens": meta["max_num_tokens_1536"]} if resolution == 1536 else {}
+        limit = {"max_num_tokens": meta["max_num_tokens_1536"]} if resolution == 1536 and "max_num_tokens_1536" in meta else {}
         settings = GenerationSettings(resolution=resolution, cascade=cascade, **limit)
         _run(name, family, picture, settings, meta["seed"], outputs, expected)
         ran += 1
