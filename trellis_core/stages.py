@@ -237,9 +237,11 @@ def sample_texture(
 
 @torch.no_grad()
 def decode(
-    family: Family, shape: Shape, texture: Texture, *, ctx: RunContext = QUIET
-) -> list[tuple[Mesh, PbrVoxels]]:
+    family: Family, shape: Shape, texture: Texture | None, *, ctx: RunContext = QUIET
+) -> list[tuple[Mesh, PbrVoxels | None]]:
     """Turn latents into triangles and a sparse volume of PBR attributes, one pair per sample.
+
+    Without a texture there are triangles only.
 
     Raises:
         EmptyResultError: a sample has no surface.
@@ -248,10 +250,12 @@ def decode(
     with family.network("shape_slat_decoder", ctx.part(0.0, 0.1), len(coords)) as decoder:
         decoding = decoder(shape.feats.to(ctx.device), coords, ctx=ctx.part(0.1, 0.45))
         heads = [head.cpu() for head in dual_grid_heads(decoding.raw, decoder.params.voxel_margin)]
-    with family.network("tex_slat_decoder", ctx.part(0.45, 0.55), len(coords)) as decoder:
-        painting = ctx.part(0.55, 0.9)
-        raw, _ = decoder(texture.feats.to(ctx.device), coords, decoding.subdivisions, ctx=painting)
-    attrs, voxels = 0.5 * raw.float().cpu() + 0.5, decoding.coords.cpu()
+    attrs, voxels = None, decoding.coords.cpu()
+    if texture is not None:
+        with family.network("tex_slat_decoder", ctx.part(0.45, 0.55), len(coords)) as decoder:
+            painting = ctx.part(0.55, 0.9)
+            raw, _ = decoder(texture.feats.to(ctx.device), coords, decoding.subdivisions, ctx=painting)
+        attrs = 0.5 * raw.float().cpu() + 0.5
     pairs = []
     for index in range(shape.samples):
         ctx.report(0.9 + 0.1 * index / shape.samples)
@@ -260,7 +264,8 @@ def decode(
         mesh = dual_grid_to_mesh(voxels[rows, 1:], vertices, intersected, split_weight, shape.resolution)
         if not len(mesh.faces):
             raise EmptyResultError(f"{_which(index, shape.samples, 'The shape')} has no surface. Try another seed.")
-        pairs.append((mesh, PbrVoxels(voxels[rows, 1:].contiguous(), attrs[rows], shape.resolution)))
+        paint = None if attrs is None else PbrVoxels(voxels[rows, 1:].contiguous(), attrs[rows], shape.resolution)
+        pairs.append((mesh, paint))
     ctx.report(1.0)
     return pairs
 

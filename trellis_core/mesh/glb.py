@@ -20,6 +20,7 @@ GENERATOR = "TRELLIS.2 Core"
 
 _FLOAT, _UINT16, _UINT32 = 5126, 5123, 5125
 _VERTEX_BUFFER, _INDEX_BUFFER = 34962, 34963
+_CLAY = {"baseColorFactor": [0.6, 0.6, 0.6, 1.0], "metallicFactor": 0.0, "roughnessFactor": 0.7}
 _LINEAR, _LINEAR_MIPMAP_LINEAR, _CLAMP_TO_EDGE = 9729, 9987, 33071
 
 
@@ -27,9 +28,9 @@ def glb_bytes(
     vertices: Array,
     faces: Array,
     normals: Array,
-    uvs: Array,
-    base_color: Array,
-    metallic_roughness: Array,
+    uvs: Array | None = None,
+    base_color: Array | None = None,
+    metallic_roughness: Array | None = None,
     *,
     alpha_mode: str = "OPAQUE",
     alpha_cutoff: float = 0.5,
@@ -37,7 +38,7 @@ def glb_bytes(
     image_format: str = "png",
     extras: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """A GLB of one mesh with one metallic-roughness material.
+    """A GLB of one mesh with one metallic-roughness material; without uvs and images the material is plain clay.
 
     Args:
         vertices: float32 [V, 3], z up; written y up as (x, z, -y).
@@ -73,14 +74,20 @@ def glb_bytes(
     attributes = {
         "POSITION": accessor(positions, _FLOAT, "VEC3", _VERTEX_BUFFER, **bounds),
         "NORMAL": accessor(y_up(normals.astype("<f4")), _FLOAT, "VEC3", _VERTEX_BUFFER),
-        "TEXCOORD_0": accessor(uvs.astype("<f4"), _FLOAT, "VEC2", _VERTEX_BUFFER),
     }
+    if uvs is not None:
+        attributes["TEXCOORD_0"] = accessor(uvs.astype("<f4"), _FLOAT, "VEC2", _VERTEX_BUFFER)
     index_type = (_UINT16, "<u2") if short else (_UINT32, "<u4")
     indices = accessor(faces.astype(index_type[1]), index_type[0], "SCALAR", _INDEX_BUFFER)
 
     images, textures = [], []
-    color = base_color[..., :3] if alpha_mode == "OPAQUE" else base_color
-    for name, pixels in (("base_color", color), ("metallic_roughness", metallic_roughness)):
+    paint: dict[str, Any] = _CLAY
+    maps = {}
+    if uvs is not None:
+        maps = {"base_color": base_color[..., :3] if alpha_mode == "OPAQUE" else base_color}
+        maps["metallic_roughness"] = metallic_roughness
+        paint = {"baseColorTexture": {"index": 0}, "metallicRoughnessTexture": {"index": 1}}
+    for name, pixels in maps.items():
         kind = "png" if image_format == "jpeg" and pixels.shape[2] == 4 else image_format
         data = encode_image(np.ascontiguousarray(pixels), kind)
         images.append({"name": name, "bufferView": view(data), "mimeType": MIME_TYPES[kind]})
@@ -88,11 +95,13 @@ def glb_bytes(
         textures.append({"sampler": 0} | ({"extensions": {"EXT_texture_webp": source}} if kind == "webp" else source))
 
     material = {
-        "pbrMetallicRoughness": {"baseColorTexture": {"index": 0}, "metallicRoughnessTexture": {"index": 1}},
+        "pbrMetallicRoughness": paint,
         "alphaMode": alpha_mode,
         "doubleSided": double_sided,
     } | ({"alphaCutoff": alpha_cutoff} if alpha_mode == "MASK" else {})
     sampler = {"magFilter": _LINEAR, "minFilter": _LINEAR_MIPMAP_LINEAR}
+    samplers = [sampler | {"wrapS": _CLAMP_TO_EDGE, "wrapT": _CLAMP_TO_EDGE}]
+    pictures = {"textures": textures, "images": images, "samplers": samplers}
     document: dict[str, Any] = {
         "asset": {"version": "2.0", "generator": GENERATOR} | ({"extras": dict(extras)} if extras else {}),
         "scene": 0,
@@ -100,14 +109,12 @@ def glb_bytes(
         "nodes": [{"mesh": 0}],
         "meshes": [{"primitives": [{"attributes": attributes, "indices": indices, "material": 0}]}],
         "materials": [material],
-        "textures": textures,
-        "images": images,
-        "samplers": [sampler | {"wrapS": _CLAMP_TO_EDGE, "wrapT": _CLAMP_TO_EDGE}],
+        **(pictures if maps else {}),
         "accessors": accessors,
         "bufferViews": views,
         "buffers": [{"byteLength": sum(map(len, chunks))}],
     }
-    if image_format == "webp":
+    if image_format == "webp" and maps:
         document |= {"extensionsUsed": ["EXT_texture_webp"], "extensionsRequired": ["EXT_texture_webp"]}
     text = json.dumps(document, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 4)

@@ -1,0 +1,39 @@
+"""ComfyUI's face of `trellis_core`: schemas in, one core call, typed values out."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import Any
+
+MODULES = ("load", "condition", "sample", "lora", "mesh", "save", "generate")
+
+
+def extension() -> Any:
+    """The pack as the host wants it: prepares the weights folder, and hands out every node that can be imported."""
+    from comfy_api.latest import ComfyExtension
+
+    from . import host
+
+    class Pack(ComfyExtension):
+        async def on_load(self) -> None:
+            host.add_weights_folder()
+
+        async def get_node_list(self) -> list[type]:
+            return _nodes()
+
+    return Pack()
+
+
+def _nodes() -> list[type]:
+    """A module that cannot be imported costs its own nodes and one line of log, not the pack."""
+    nodes: list[type] = []
+    broken = []
+    for name in MODULES:
+        try:
+            nodes += importlib.import_module(f".{name}", __package__).NODES
+        except Exception as error:
+            broken.append(f"{name} ({type(error).__name__}: {error})")
+    failed = f"; without {', '.join(broken)}" if broken else ""
+    logging.log(logging.ERROR if broken else logging.INFO, "TRELLIS.2 Core: %d nodes%s", len(nodes), failed)
+    return nodes

@@ -1,0 +1,84 @@
+"""What the networks see of the picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from . import host, pictures
+from .sockets import Condition, Family, advanced, schema
+
+
+def picture_inputs() -> list[Any]:
+    """Inputs of every node that takes pictures."""
+    return [
+        io.Image.Input("image", tooltip="One picture, or a batch of them: one object is made of each."),
+        io.Mask.Input("mask", optional=True, tooltip="Where the subject is, of the same size as the picture."),
+    ]
+
+
+def cutting_inputs() -> list[Any]:
+    """Widgets that say how the subject is found."""
+    return [
+        io.Combo.Input(
+            "background",
+            options=list(pictures.BACKGROUNDS),
+            default=pictures.BACKGROUNDS[0],
+            optional=True,
+            tooltip="How the subject is found without a mask: by taking a plain background colour away; by a network "
+            "(pip install rembg); or not at all, for pictures that are cut out on black and square.",
+        ),
+        advanced(
+            io.Combo.Input(
+                "mask_shows",
+                options=list(pictures.MASK_SIDES),
+                default="auto",
+                optional=True,
+                tooltip="What is white in the mask. Load Image gives the background. auto: the side at the picture's "
+                "border is the background.",
+            )
+        ),
+    ]
+
+
+def see(family: Any, image: Any, mask: Any, background: str, mask_shows: str, settings: Any, ctx: Any) -> Any:
+    """The condition that the core makes of host pictures."""
+    from ..trellis_core import stages
+
+    matte = pictures.matte_for(background)
+    seen = pictures.to_pictures(image, mask, mask_shows)
+    cropped = matte is None and all(picture.mode == "RGB" for picture in seen)
+    return stages.condition(family, seen, settings, matte=matte, cropped=cropped, ctx=ctx)
+
+
+class ImageConditioner(io.ComfyNode):
+    """Pictures to tokens."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "ImageConditioner",
+            "TRELLIS.2 Image Conditioner",
+            "Crops each picture to its subject on black and turns it into the tokens that guide all sampling. "
+            "The preview is exactly what the networks see.",
+            search_aliases=["dino", "image encode", "remove background"],
+            inputs=[Family.Input("family"), *picture_inputs(), *cutting_inputs()],
+            outputs=[
+                Condition.Output("condition", display_name="condition"),
+                io.Image.Output("seen", display_name="seen", tooltip="The cropped pictures, as the networks see them."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls, family: Any, image: Any, mask: Any = None, background: str = pictures.BACKGROUNDS[0], mask_shows: str = "auto"
+    ) -> io.NodeOutput:
+        run = host.Run(cls)
+        condition = see(family, image, mask, background, mask_shows, None, run.ctx)
+        run.show(pictures.to_pil(condition.pictures[0]))
+        return io.NodeOutput(condition, pictures.to_image(condition.pictures))
+
+
+NODES = [ImageConditioner]

@@ -1,0 +1,81 @@
+"""All stages in one node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from . import condition, fields, host, pictures
+from .mesh import ALPHA_MODES, bake_inputs, maps_of
+from .sample import lora_input, refuse_loras, seed_input
+from .sockets import Asset, Family, File3D, glb_file, schema
+
+
+class ImageTo3D(io.ComfyNode):
+    """Pictures to textured models."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        samplers = [name for names in fields.SAMPLERS.values() for name in names]
+        return schema(
+            "ImageTo3D",
+            "TRELLIS.2 Image to 3D",
+            "Makes a textured model of a picture: all stages in one. A batch of pictures makes one model of each.",
+            search_aliases=["trellis", "image to 3d", "generate mesh"],
+            inputs=[
+                Family.Input("family"),
+                *condition.picture_inputs(),
+                seed_input(),
+                *fields.widgets(*fields.ROUTE, *samplers, *fields.MESH, *fields.ATLAS),
+                *condition.cutting_inputs(),
+                *bake_inputs(),
+                lora_input(),
+            ],
+            outputs=[
+                File3D.Output("glb", display_name="glb", is_output_list=True),
+                io.Image.Output("base_color", display_name="base_color", is_output_list=True),
+                Asset.Output("asset", display_name="asset", is_output_list=True),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        family: Any,
+        image: Any,
+        seed: int,
+        mask: Any = None,
+        background: str = pictures.BACKGROUNDS[0],
+        mask_shows: str = pictures.MASK_SIDES[0],
+        alpha_mode: str = ALPHA_MODES[0],
+        image_format: str = "png",
+        loras: Any = None,
+        **values: Any,
+    ) -> io.NodeOutput:
+        from ..trellis_core import stages
+        from ..trellis_core.mesh.asset import make_asset
+
+        for stage in fields.SAMPLERS:
+            refuse_loras(loras, stage)
+        settings = fields.settings(values)
+        family.route(settings.resolution, settings.cascade)
+        run = host.Run(cls)
+        ctx, watch = run.ctx, run.watch(family)
+        seen = condition.see(family, image, mask, background, mask_shows, settings, ctx.part(0.0, 0.08))
+        run.show(pictures.to_pil(seen.pictures[0]))
+        structure = stages.sample_structure(family, seen, settings, seed, watch=watch, ctx=ctx.part(0.08, 0.25))
+        shape = stages.sample_shape(family, seen, structure, settings, watch=watch, ctx=ctx.part(0.25, 0.5))
+        texture = stages.sample_texture(family, seen, shape, settings, ctx=ctx.part(0.5, 0.6))
+        pairs = stages.decode(family, shape, texture, ctx=ctx.part(0.6, 0.7))
+        assets = []
+        for index, (mesh, voxels) in enumerate(pairs):
+            part = ctx.part(0.7 + 0.3 * index / len(pairs), 0.7 + 0.3 * (index + 1) / len(pairs))
+            mode = None if alpha_mode == ALPHA_MODES[0] else alpha_mode
+            assets.append(make_asset(mesh, voxels, settings, part, alpha_mode=mode, image_format=image_format))
+        colors = [maps_of(asset)[0] for asset in assets]
+        return io.NodeOutput([glb_file(asset.to_glb_bytes()) for asset in assets], colors, assets)
+
+
+NODES = [ImageTo3D]

@@ -1,0 +1,228 @@
+"""From latents to a finished model: decode, remesh, bake, look into it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..trellis_core.errors import InputError
+from ..trellis_core.values import Mesh
+from . import fields, host, meshes
+from .sockets import AnyFile3D, Asset, Family, File3D, PbrVoxels, Shape, Texture, advanced, glb_file, schema
+
+ALPHA_MODES = ("auto", "OPAQUE", "MASK", "BLEND")
+IMAGE_FORMATS = ("png", "jpeg", "webp")
+
+
+def bake_inputs() -> list[Any]:
+    """Widgets about the material that no setting of the endpoints covers."""
+    return [
+        advanced(
+            io.Combo.Input(
+                "alpha_mode",
+                options=list(ALPHA_MODES),
+                default="auto",
+                optional=True,
+                tooltip="How opacity is used: not at all, as a cut-out, or as glass. auto decides by what was painted.",
+            )
+        ),
+        advanced(
+            io.Combo.Input(
+                "image_format",
+                options=list(IMAGE_FORMATS),
+                default="png",
+                optional=True,
+                tooltip="png loses nothing, jpeg and webp are smaller. Not every program opens webp.",
+            )
+        ),
+    ]
+
+
+class Decode(io.ComfyNode):
+    """Latents to raw triangles and voxels."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "Decode",
+            "TRELLIS.2 Decode",
+            "Turns the latents into the raw mesh, with every triangle that was found, and into voxels of colour and "
+            "material. A batch comes out one by one. Without a texture there is only the mesh.",
+            inputs=[
+                Family.Input("family"),
+                Shape.Input("shape"),
+                Texture.Input("texture", optional=True),
+            ],
+            outputs=[
+                io.Mesh.Output("mesh", display_name="mesh", is_output_list=True),
+                PbrVoxels.Output("voxels", display_name="voxels", is_output_list=True),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, family: Any, shape: Any, texture: Any = None) -> io.NodeOutput:
+        from ..trellis_core import stages
+
+        if texture is not None and len(texture.feats) != len(shape.feats):
+            raise InputError("This texture was painted on another shape: connect the one that Sample Texture was given.")
+        pairs = stages.decode(family, shape, texture, ctx=host.Run(cls).ctx)
+        return io.NodeOutput([meshes.to_host(mesh) for mesh, _ in pairs], [voxels for _, voxels in pairs])
+
+
+class Remesh(io.ComfyNode):
+    """Raw triangles to a clean surface of few."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "Remesh",
+            "TRELLIS.2 Remesh & Decimate",
+            "Cleans the mesh, makes it one outer wall, closes small holes, and reduces it to a target.",
+            search_aliases=["decimate", "simplify", "watertight"],
+            inputs=[
+                io.Mesh.Input("mesh"),
+                *fields.widgets(*fields.MESH),
+                PbrVoxels.Input("voxels", optional=True, tooltip="Says how fine the mesh was decoded; else it is judged."),
+            ],
+            outputs=[io.Mesh.Output("mesh_out", display_name="mesh")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, mesh: Any, voxels: Any = None, **values: Any) -> io.NodeOutput:
+        from ..trellis_core.mesh.asset import refine_mesh
+
+        raw = meshes.from_host(mesh)
+        settings = fields.settings(values)
+        grid = meshes.grid_of(raw) if voxels is None else voxels.resolution
+        return io.NodeOutput(meshes.to_host(refine_mesh(raw, settings, grid, host.Run(cls).ctx)))
+
+
+class BakeTextures(io.ComfyNode):
+    """Mesh and voxels to a textured model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "BakeTextures",
+            "TRELLIS.2 Bake Textures",
+            "Unwraps the mesh, bakes the voxels into textures, and makes a GLB of it. Give it a mesh from Remesh & "
+            "Decimate: a raw one takes very long to unwrap.",
+            search_aliases=["uv unwrap", "pbr", "texture"],
+            inputs=[
+                io.Mesh.Input("mesh"),
+                PbrVoxels.Input("voxels"),
+                *fields.widgets(*fields.ATLAS),
+                *bake_inputs(),
+            ],
+            outputs=[
+                File3D.Output("glb", display_name="glb"),
+                io.Image.Output("base_color", display_name="base_color"),
+                io.Mask.Output("alpha", display_name="alpha", tooltip="Opacity: white is solid."),
+                io.Mask.Output("metallic", display_name="metallic"),
+                io.Mask.Output("roughness", display_name="roughness"),
+                Asset.Output("asset", display_name="asset"),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls, mesh: Any, voxels: Any, alpha_mode: str = "auto", image_format: str = "png", **values: Any
+    ) -> io.NodeOutput:
+        from ..trellis_core.mesh.asset import make_asset
+
+        if voxels is None:
+            raise InputError("There are no colours to bake: connect a texture to the Decode node.")
+        settings = fields.settings(values)
+        asset = make_asset(
+            meshes.from_host(mesh),
+            voxels,
+            settings,
+            host.Run(cls).ctx,
+            alpha_mode=None if alpha_mode == "auto" else alpha_mode,
+            image_format=image_format,
+            refined=True,
+        )
+        return io.NodeOutput(glb_file(asset.to_glb_bytes()), *maps_of(asset), asset)
+
+
+def maps_of(asset: Any) -> tuple[torch.Tensor, ...]:
+    """Base colour as IMAGE; alpha, metallic and roughness as MASK."""
+    color, material = asset.base_color.float() / 255, asset.metallic_roughness.float() / 255
+    return color[None, ..., :3], color[None, ..., 3], material[None, ..., 2], material[None, ..., 1]
+
+
+class LoadMesh(io.ComfyNode):
+    """A file to triangles."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "LoadMesh",
+            "TRELLIS.2 Load Mesh",
+            "Reads the triangles of a GLB (or OBJ, PLY, STL, where trimesh is installed).",
+            search_aliases=["import mesh", "load glb"],
+            inputs=[
+                io.String.Input(
+                    "file",
+                    default="",
+                    tooltip='A name below the output folder, as Save GLB gives it; or "name [input]" for the input folder.',
+                ),
+                AnyFile3D.Input("model", optional=True, tooltip="A 3D file from another node, instead of a name."),
+            ],
+            outputs=[io.Mesh.Output("mesh", display_name="mesh")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, model: Any = None) -> str:
+        return host.stamp(file) if file.strip() else ""
+
+    @classmethod
+    def execute(cls, file: str, model: Any = None) -> io.NodeOutput:
+        from ..trellis_core.mesh.read import read_mesh
+
+        if model is not None:
+            return io.NodeOutput(meshes.to_host(read_mesh(model.get_bytes(), model.format)))
+        path = host.user_file(file)[0]
+        return io.NodeOutput(meshes.to_host(read_mesh(path.read_bytes(), path.suffix)))
+
+
+class AssetReport(io.ComfyNode):
+    """A model in numbers."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "AssetReport",
+            "TRELLIS.2 Asset Report",
+            "Says what the finished model is like: triangles, holes, charts, texels, file size, time; and what to change.",
+            is_output_node=True,
+            inputs=[Asset.Input("asset")],
+            outputs=[
+                io.String.Output("text", display_name="text"),
+                io.String.Output("json", display_name="json"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, asset: Any) -> io.NodeOutput:
+        text = asset.report.to_text()
+        return io.NodeOutput(text, asset.report.to_json(), ui={"text": [text]})
+
+
+def clay_glb(mesh: Mesh) -> bytes:
+    """An untextured GLB."""
+    import numpy as np
+
+    from ..trellis_core.mesh.glb import glb_bytes
+    from ..trellis_core.mesh.topology import vertex_normals
+
+    vertices, faces = mesh.vertices.numpy(), mesh.faces.numpy()
+    return glb_bytes(vertices, faces, np.ascontiguousarray(vertex_normals(vertices, faces)), double_sided=True)
+
+
+NODES = [Decode, Remesh, BakeTextures, LoadMesh, AssetReport]

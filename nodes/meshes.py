@@ -1,0 +1,40 @@
+"""Between the host's MESH (y up, batched) and the core's mesh (z up, one)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import Types
+
+from ..trellis_core.errors import InputError
+from ..trellis_core.mesh.frames import y_up_to_z_up, z_up_to_y_up
+from ..trellis_core.values import Mesh
+
+
+def to_host(mesh: Mesh) -> Any:
+    """A batch of one."""
+    return Types.MESH(z_up_to_y_up(mesh.vertices)[None], mesh.faces.long()[None])
+
+
+def from_host(mesh: Any) -> Mesh:
+    """The only mesh of a batch.
+
+    Raises:
+        InputError: there are several, or it has no faces.
+    """
+    if len(mesh.vertices) != 1:
+        raise InputError(f"The MESH holds {len(mesh.vertices)} meshes: give them one by one.")
+    vertices, faces = mesh.vertices[0], mesh.faces[0]
+    if getattr(mesh, "vertex_counts", None) is not None:
+        vertices, faces = vertices[: int(mesh.vertex_counts[0])], faces[: int(mesh.face_counts[0])]
+    if not len(faces):
+        raise InputError("The mesh has no faces.")
+    return Mesh(y_up_to_z_up(vertices.float().cpu()).contiguous(), faces.int().cpu())
+
+
+def grid_of(mesh: Mesh) -> int:
+    """Voxels per axis of the grid that a decoded mesh was made on, judged from its edges, which are a voxel long."""
+    corners = mesh.vertices[mesh.faces.long()]
+    length = (corners - corners.roll(1, dims=1)).norm(dim=-1).median()
+    return max(int(torch.round(1 / length.clamp_min(1e-4))), 1)
