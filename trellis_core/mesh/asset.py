@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import EmptyResultError, InputError
 from ..run import QUIET, RunContext
 from ..values import Mesh, PbrVoxels
-from .bake import ALPHA_MODES, Bake, bake, covered_texels
+from .bake import ALPHA_MODES, bake
 from .charts import ChartOptions
 from .clean import check_mesh, clean, tidy
 from .decimate import decimate
@@ -27,8 +27,7 @@ from .glb import glb_bytes, write_whole
 from .images import MIME_TYPES
 from .normals import chart_normals
 from .report import AssetReport, surface_facts
-from .topology import Array
-from .unwrap import Unwrap, unwrap
+from .unwrap import texel_corners, unwrap
 
 if TYPE_CHECKING:
     from ..settings import GenerationSettings
@@ -126,7 +125,8 @@ def make_asset(
         flat = unwrap(vertices, faces, size, options, max(PADDING, size // 1024), part)
         normals = chart_normals(vertices, faces, flat.faces, flat.source)
     with clock.step("bake", 0.6, 0.9) as part:
-        baked = _bake(vertices, faces, flat, voxels, size, alpha_mode, part)
+        corners, points = texel_corners(flat.uvs, flat.faces, size), torch.from_numpy(vertices[faces])
+        baked = bake(corners, points, flat.texels, voxels, size, alpha_mode, part)
     with clock.step("write", 0.9, 1.0) as part:
         facts = surface_facts(vertices, faces)
         double_sided = not facts["watertight"] or baked.alpha_mode != "OPAQUE"
@@ -141,14 +141,14 @@ def make_asset(
             image_format=image_format,
             extras=extras,
         )
-    covered = int(baked.texels_of_face.sum())
+    covered = len(flat.texels.number)
     report = AssetReport(
         **facts,
         charts=len(flat.axis),
         exported_vertices=len(flat.source),
         texture_size=size,
-        atlas_use=(covered - baked.overlap) / size**2,
-        overlap=baked.overlap / max(covered, 1),
+        atlas_use=(covered - flat.overlap) / size**2,
+        overlap=flat.overlap / max(covered, 1),
         texels_per_face=float(baked.texels_of_face.median()),
         alpha_mode=baked.alpha_mode,
         see_through=baked.see_through,
@@ -211,12 +211,3 @@ def _check_voxels(voxels: PbrVoxels) -> PbrVoxels:
     if not known.any():
         raise EmptyResultError("There is no voxel to take colours from.")
     return PbrVoxels(coords[known], attrs[known], voxels.resolution)
-
-
-def _bake(
-    vertices: Array, faces: Array, flat: Unwrap, voxels: PbrVoxels, size: int, alpha_mode: str | None, ctx: RunContext
-) -> Bake:
-    corners = torch.from_numpy(flat.uvs[flat.faces]) * size
-    points = torch.from_numpy(vertices[faces])
-    texels = covered_texels(corners, size, ctx.part(0.0, 0.15, "bake"))
-    return bake(corners, points, texels, voxels, size, alpha_mode, ctx.part(0.15, 1.0, "bake"))

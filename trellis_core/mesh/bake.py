@@ -10,8 +10,8 @@ from torch import Tensor
 from ..run import QUIET, RunContext
 from ..values import PbrVoxels
 from .attributes import sample_attributes
-from .fill import fill_gaps
-from .raster import Interpolator, Texels, rasterise
+from .fill import GapFiller
+from .raster import Interpolator, Texels
 
 ALPHA_MODES = ("OPAQUE", "MASK", "BLEND")
 _SOLID, _CLEAR = 0.9, 0.1
@@ -29,7 +29,6 @@ class Bake:
         alpha_mode: OPAQUE (then alpha is 255 everywhere), MASK or BLEND.
         see_through: share of texels with alpha below 0.9.
         texels_of_face: int64 [F] texels that each triangle covers.
-        overlap: texels that are covered twice.
     """
 
     base_color: Tensor
@@ -37,13 +36,6 @@ class Bake:
     alpha_mode: str
     see_through: float
     texels_of_face: Tensor
-    overlap: int
-
-
-def covered_texels(corners: Tensor, size: int, ctx: RunContext = QUIET) -> Texels:
-    """All texels of an atlas at once; `corners` float32 [F, 3, 2] in texels."""
-    parts = list(rasterise(corners, size, ctx))
-    return Texels(torch.cat([part.number for part in parts]), torch.cat([part.face for part in parts]))
 
 
 def bake(
@@ -62,7 +54,7 @@ def bake(
     Args:
         corners: float32 [F, 3, 2] texel coordinates of the triangles.
         points: float32 [F, 3, 3] their corners in object space.
-        texels: what `covered_texels` found for the corners.
+        texels: what they cover in the atlas.
         voxels: the attributes, at least one voxel.
         size: texels along a side.
         alpha_mode: one of `ALPHA_MODES`; None decides from the data.
@@ -75,25 +67,27 @@ def bake(
     mode, see_through = decide_alpha(values[:, 5]) if len(values) else ("OPAQUE", 0.0)
     mode = alpha_mode or mode
     ctx.report(0.7)
-    image = torch.zeros(6, size * size)
-    for channel in range(6):
-        image[channel][texels.number] = values[:, channel]
     covered = torch.zeros(size * size, dtype=torch.bool)
     covered[texels.number] = True
-    ctx.report(0.8)
-    # The hidden texels of the gaps may come from anywhere but must not be empty: one that filters into view would be.
-    filled = fill_gaps(image.view(6, size, size), covered.view(size, size))
-    ctx.report(0.95)
-    bytes_ = (filled * 255).round_().to(torch.uint8).permute(1, 2, 0)
-    alpha = bytes_[..., 5:] if mode != "OPAQUE" else torch.full_like(bytes_[..., 5:], 255)
-    unused = torch.full_like(alpha, 255)
+    fill = GapFiller(covered.view(size, size))
+
+    def picture(channel: int) -> Tensor:
+        """One channel as uint8 [S, S]. Gaps are filled as well: filtering and mip maps bring them into view."""
+        flat = torch.zeros(size * size)
+        flat[texels.number] = values[:, channel]
+        ctx.report(0.75 + 0.04 * channel)
+        return fill(flat.view(size, size)).mul(255).round_().to(torch.uint8)
+
+    red, green, blue, metallic, roughness = map(picture, range(5))
+    full = torch.full_like(red, 255)
+    alpha = full if mode == "OPAQUE" else picture(5)
+    ctx.report(1.0)
     return Bake(
-        torch.cat([bytes_[..., :3], alpha], dim=2).contiguous(),
-        torch.cat([unused, bytes_[..., 4:5], bytes_[..., 3:4]], dim=2).contiguous(),
+        torch.stack([red, green, blue, alpha], dim=2),
+        torch.stack([full, roughness, metallic], dim=2),
         mode,
         see_through,
         torch.bincount(texels.face, minlength=len(corners)),
-        len(texels.number) - int(covered.sum()),
     )
 
 

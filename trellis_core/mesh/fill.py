@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, interpolate, pad
+from torch.nn.functional import avg_pool2d, pad
 
 
-def fill_gaps(image: Tensor, covered: Tensor) -> Tensor:
-    """Give every uncovered texel the mean of its nearest covered surroundings; covered ones stay as they are.
+class GapFiller:
+    """Gives every uncovered texel the mean of its nearest covered surroundings; covered ones stay as they are.
 
     Nearest means: of the smallest aligned 2^k square around it that has any. That continues colours over chart borders
-    and leaves no seam in mip maps. An image without any covered texel comes back as zeros.
+    and leaves no seam in mip maps. Without any covered texel all become zero.
 
     Args:
-        image: float32 [C, S, S]; what uncovered texels hold does not matter.
         covered: bool [S, S].
     """
-    if bool(covered.all()):
-        return image
-    weight = covered.to(image.dtype)[None]
-    image = image * weight
-    if image.shape[-1] == 1:
-        return image
-    odd = image.shape[-1] % 2
-    both = pad(torch.cat([image, weight]), (0, odd, 0, odd))
-    half = avg_pool2d(both[None], 2)[0]
-    some = half[-1] > 0
-    coarse = fill_gaps(half[:-1] / half[-1].clamp_min(1e-12), some)
-    around = interpolate(coarse[None], scale_factor=2.0, mode="nearest")[0]
-    return torch.where(covered, image, around[:, : image.shape[1], : image.shape[2]])
+
+    def __init__(self, covered: Tensor) -> None:
+        self.size = len(covered)
+        self.margin = (1 << (self.size - 1).bit_length()) - self.size
+        covered = pad(covered, (0, self.margin, 0, self.margin))
+        self.covered, self.share = [covered], []  # by level, finest first: what has a source, and how much of 2 x 2 had
+        while len(covered) > 1:
+            self.share.append(avg_pool2d(covered[None].float(), 2)[0])
+            covered = self.share[-1] > 0
+            self.covered.append(covered)
+
+    def __call__(self, channel: Tensor) -> Tensor:
+        """Fill one channel float32 [S, S]; its uncovered texels must be zero."""
+        pulled = [pad(channel, (0, self.margin, 0, self.margin)) if self.margin else channel]
+        for share in self.share:
+            pulled.append(avg_pool2d(pulled[-1][None], 2)[0] / share.clamp_min(1e-12))
+        filled = pulled.pop()
+        for level in reversed(range(len(pulled))):
+            half = len(filled)
+            known, own = (x.view(half, 2, half, 2) for x in (self.covered[level], pulled[level]))
+            filled = torch.where(known, own, filled[:, None, :, None]).view(2 * half, 2 * half)
+        return filled[: self.size, : self.size]

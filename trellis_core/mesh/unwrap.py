@@ -5,13 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..run import QUIET, RunContext
-from .charts import ChartOptions, basis, cut_charts
+from .charts import ChartOptions, basis, chart_axes, cut_charts, split
 from .pack import pack_charts
-from .topology import Array
+from .raster import Texels, rasterise
+from .topology import Array, edges, face_normals, manifold_pairs
 
 _ANGLES = 16
+_OVERLAP = 2e-4
+"""Share of covered texels that may be covered twice before the folds that cause it are cut off."""
+_UNFOLD_ROUNDS = 2
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,7 @@ class Unwrap:
         uvs: float32 [W, 2] in 0..1, v down as in the image (row 0 is v = 0). No chart is mirrored.
         chart: int64 [F] chart of each face.
         axis: float64 [C, 3] direction from which each chart was projected.
+        texels: what the faces cover in the atlas; `overlap` of them are covered twice.
     """
 
     faces: Array
@@ -31,6 +38,8 @@ class Unwrap:
     uvs: Array
     chart: Array
     axis: Array
+    texels: Texels
+    overlap: int
 
 
 def unwrap(
@@ -54,21 +63,51 @@ def unwrap(
     Raises:
         InputError: more charts than the atlas has room for.
     """
-    chart, axis = cut_charts(vertices, faces, options, ctx.part(0.0, 0.4, "unwrap"))
-    return lay_out(vertices, faces, chart, axis, size, padding, ctx.part(0.4, 1.0, "unwrap"))
+    chart, axis = cut_charts(vertices, faces, options, ctx.part(0.0, 0.3, "unwrap"))
+    for round_ in range(_UNFOLD_ROUNDS + 1):
+        part = ctx.part(0.3 + 0.2 * round_, 0.5 + 0.2 * round_, "unwrap")
+        flat = _lay_out(vertices, faces, chart, axis, size, padding, part)
+        if flat.overlap <= _OVERLAP * len(flat.texels.number) or round_ == _UNFOLD_ROUNDS:
+            break
+        pair = manifold_pairs(edges(faces))[1] // 3
+        chart = split(pair[:, 0], pair[:, 1], chart, _behind(vertices, faces, flat))
+        axis = chart_axes(face_normals(vertices.astype(np.float64), faces), chart)
+    ctx.report(1.0)
+    return flat
 
 
-def lay_out(
-    vertices: Array, faces: Array, chart: Array, axis: Array, size: int, padding: int = 2, ctx: RunContext = QUIET
+def _lay_out(
+    vertices: Array, faces: Array, chart: Array, axis: Array, size: int, padding: int, ctx: RunContext
 ) -> Unwrap:
-    """Project charts [F] along their axes [C, 3] and pack them; see `unwrap`."""
+    """Project charts [F] along their axes [C, 3], pack and rasterise them."""
     new_faces, source, owner = _open(faces, chart)
     right, down = basis(axis)
     points = vertices[source].astype(np.float64)
     flat = np.stack([(points * side[owner]).sum(1) for side in (right, down)], axis=1)
-    flat = _turn(flat, owner)
-    texels = pack_charts(flat, owner, _rim(new_faces), size, padding, ctx)
-    return Unwrap(new_faces, source, (texels / size).astype(np.float32), chart, axis)
+    texels = pack_charts(_turn(flat, owner), owner, _rim(new_faces), size, padding, ctx.part(0.0, 0.8, "unwrap"))
+    uvs = (texels / size).astype(np.float32)
+    parts = list(rasterise(texel_corners(uvs, new_faces, size), size, ctx.part(0.8, 1.0, "unwrap")))
+    covered = Texels(torch.cat([part.number for part in parts]), torch.cat([part.face for part in parts]))
+    once = torch.zeros(size * size, dtype=torch.bool)
+    once[covered.number] = True
+    return Unwrap(new_faces, source, uvs, chart, axis, covered, len(covered.number) - int(once.sum()))
+
+
+def texel_corners(uvs: Array, faces: Array, size: int) -> Tensor:
+    """Corners float32 [F, 3, 2] of triangles in texels."""
+    return torch.from_numpy(uvs[faces]) * size
+
+
+def _behind(vertices: Array, faces: Array, flat: Unwrap) -> Array:
+    """Faces bool [F] that share a texel with one in front of them, seen along the axis of their chart."""
+    depth = (vertices[faces].mean(1) * flat.axis[flat.chart]).sum(1)
+    rank = torch.empty(len(faces), dtype=torch.int64)
+    rank[torch.from_numpy(np.argsort(depth, kind="stable"))] = torch.arange(len(faces))
+    number, face = flat.texels.number, flat.texels.face
+    front = torch.full((int(number.max()) + 1,), -1).scatter_reduce_(0, number, rank[face], "amax")
+    behind = torch.zeros(len(faces), dtype=torch.bool)
+    behind[face[rank[face] < front[number]]] = True
+    return behind.numpy()
 
 
 def _open(faces: Array, chart: Array) -> tuple[Array, Array, Array]:
