@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from ...run import QUIET, RunContext
-from .occlusion import DepthMap, Floor, look_along, open_sky, pixel_turn
-from .scanline import Layer, barycentric, visible_layers
+from .occlusion import DepthMap, Floor, look_along, open_sky, tap_set
+from .scanline import Layer, barycentric, dot, visible_layers
 from .shading import KEY, decode_srgb, encode_srgb, shade, tone_map
 
 OVERSAMPLING = 2
@@ -17,7 +17,9 @@ MAX_LAYERS = 6
 """Transparent surfaces drawn behind each other."""
 CREASE = 40.0
 """Degrees; sharper edges are not smoothed over."""
-GREY = 0.72
+MARGIN = 1.12
+"""Air around the object, in radii."""
+GREY = 0.58
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def render(
         background: sRGB, or None for a transparent one.
 
     Returns:
-        uint8 [size, size, 3], or [size, size, 4] with a transparent background. A mesh without faces gives an empty one.
+        uint8 [size, size, 3], or [size, size, 4] without a background; a mesh without faces leaves it empty.
     """
     vertices, faces = np.asarray(vertices, np.float64), np.asarray(faces, np.int64)
     faces = faces[np.isfinite(vertices).all(1)[faces].all(1)]
@@ -108,23 +110,21 @@ class _Scene:
         used = vertices[np.unique(faces)]
         centre = (used.min(0) + used.max(0)) / 2
         radius = max(float(np.linalg.norm(used - centre, axis=1).max()), 1e-12)
-        self.points = (np.nan_to_num(vertices) - centre) / radius @ turn.T
+        exact = (np.nan_to_num(vertices) - centre) / radius @ turn.T
+        self.points = exact.astype(np.float32)
         corner_normals = _corner_normals(vertices, faces) if normals is None else np.asarray(normals, np.float64)[faces]
         self.corner_normals = (corner_normals @ turn.T).astype(np.float32)
+        self.flat_normals = _face_normals(exact, faces).astype(np.float32)
 
         half_view = np.radians(camera.fov) / 2
         self.focal = width / 2 / np.tan(half_view)
-        self.eye = np.array([0, 0, 1.04 / np.sin(half_view)]) @ self.tilt
-        seen = self.to_camera(self.points)
+        self.eye = np.array([0, 0, MARGIN / np.sin(half_view)]) @ self.tilt
+        seen = (exact - self.eye) @ self.tilt.T
         self.nearness = -1 / seen[:, 2]
         self.screen = seen[:, :2] * [1, -1] * (self.focal * self.nearness)[:, None] + width / 2
 
-        self.key_shadow = DepthMap(self.points, faces, look_along(KEY.towards.astype(np.float64)))
-        self.floor = Floor(self.points, faces)
-
-    def to_camera(self, points: np.ndarray) -> np.ndarray:
-        """Studio positions -> right, up, towards the viewer, from the eye."""
-        return (points - self.eye) @ self.tilt.T
+        self.key_shadow = DepthMap(exact, faces, look_along(KEY.towards.astype(np.float64)), extent=1.1)
+        self.floor = Floor(exact, faces)
 
     def centres(self, pixel: np.ndarray) -> np.ndarray:
         return np.stack([pixel % self.width + 0.5, pixel // self.width + 0.5], axis=1)
@@ -173,7 +173,8 @@ class _Paint:
         if self.rough_metal is not None:
             roughness, metallic = _bilinear(self.rough_metal, uv).T
         else:
-            roughness, metallic = (np.full(len(face), v, np.float32) for v in (self.surface.roughness, self.surface.metallic))
+            factors = self.surface.roughness, self.surface.metallic
+            roughness, metallic = (np.full(len(face), factor, np.float32) for factor in factors)
         return color[:, :3], opacity, metallic, roughness
 
 
@@ -181,15 +182,16 @@ def _draw(canvas: np.ndarray, scene: _Scene, paint: _Paint, layer: Layer) -> Non
     """Shade a layer and put it behind what the canvas (premultiplied display-linear colour, opacity) holds."""
     corners = scene.faces[layer.face]
     weights = barycentric(scene.screen[corners], scene.centres(layer.pixel)) * scene.nearness[corners]
-    weights = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    weights = (weights / (weights[:, :1] + weights[:, 1:2] + weights[:, 2:])).astype(np.float32)
     position = _blend(scene.points[corners], weights)
-    view = _unit(scene.eye - position).astype(np.float32)
+    to_eye = scene.eye.astype(np.float32) - position
+    view = _unit(to_eye)
     normal = _facing(scene, layer.face, weights, view)
     color, opacity, metallic, roughness = paint.at(layer.face, weights)
 
-    key = scene.key_shadow.visible(position + 0.012 * normal, 0.03, 0.012, pixel_turn(layer.pixel, scene.width))
-    seen = scene.to_camera(position).astype(np.float32)
-    sky = open_sky(seen, normal @ scene.tilt.T.astype(np.float32), layer.pixel, scene.width, scene.focal)
+    key = scene.key_shadow.visible(position + 0.02 * normal, 0.03, 0.012, tap_set(layer.pixel, scene.width))
+    tilt = scene.tilt.T.astype(np.float32)
+    sky = open_sky(-to_eye @ tilt, normal @ tilt, layer.pixel, scene.width, scene.focal)
     above_floor = np.exp(-(position[:, 1] - scene.floor.height) / 0.15)
     sky = sky * (1 - 0.45 * above_floor * (0.5 - 0.5 * normal[:, 1]))
     radiance = tone_map(shade(normal, view, color, metallic, roughness, key, sky.astype(np.float32)))
@@ -204,9 +206,9 @@ def _draw_floor(canvas: np.ndarray, scene: _Scene) -> None:
     down = rays[:, 1] < -1e-3
     pixel, rays = pixel[down], rays[down]
     position = scene.eye + rays * ((scene.floor.height - scene.eye[1]) / rays[:, 1])[:, None]
-    near = (position * position).sum(1) < 9
+    near = dot(position, position) < 9
     pixel, position = pixel[near], position[near]
-    lit = scene.key_shadow.visible(position, 0.05, 0.01, pixel_turn(pixel, scene.width))
+    lit = scene.key_shadow.visible(position, 0.05, 0.01, tap_set(pixel, scene.width))
     hidden = 0.22 * (1 - lit) + 0.55 * scene.floor.hidden_sky(position)
     canvas[pixel, 3] += (1 - canvas[pixel, 3]) * hidden.astype(np.float32)
 
@@ -226,7 +228,7 @@ _LINEAR = decode_srgb(np.arange(256, dtype=np.float32) / 255)
 
 
 def _unit(v: np.ndarray) -> np.ndarray:
-    return v / np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-12)
+    return v / np.maximum(np.sqrt(np.einsum("...c,...c->...", v, v)), 1e-12)[..., None]
 
 
 def _blend(corner_values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -236,23 +238,26 @@ def _blend(corner_values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def _corner_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     """Smooth normals [F, 3, 3], weighted by area; the face's own where its edge to the neighbours is a crease."""
-    a, b, c = (np.nan_to_num(vertices)[faces[:, k]] for k in range(3))
-    flat = np.cross(b - a, c - a)
+    flat = _face_normals(np.nan_to_num(vertices), faces)
     summed = np.stack([np.bincount(faces.ravel(), np.repeat(flat[:, k], 3), len(vertices)) for k in range(3)], axis=1)
     smooth, flat = _unit(summed)[faces], np.repeat(_unit(flat)[:, None], 3, axis=1)
     return np.where(((smooth * flat).sum(-1) > np.cos(np.radians(CREASE)))[..., None], smooth, flat)
 
 
+def _face_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """[F, 3], twice the area long."""
+    a, b, c = (vertices[faces[:, k]] for k in range(3))
+    return np.cross(b - a, c - a)
+
+
 def _facing(scene: _Scene, face: np.ndarray, weights: np.ndarray, view: np.ndarray) -> np.ndarray:
     """Shading normals float32 [N, 3] on the side of the surface that the viewer sees."""
     normal = _unit(_blend(scene.corner_normals[face], weights))
-    a, b, c = (scene.points[scene.faces[face, k]] for k in range(3))
-    flat = np.cross(b - a, c - a)
-    agrees = (normal * flat).sum(1) >= 0
-    from_front = (flat * view).sum(1) >= 0
-    normal = np.where((agrees == from_front)[:, None], normal, -normal)
+    flat = scene.flat_normals[face]
+    side = np.where((dot(normal, flat) >= 0) == (dot(flat, view) >= 0), 1, -1).astype(np.float32)
+    normal = normal * side[:, None]
     # At silhouettes a smooth normal may point away by a little: bend it back to a right angle.
-    return _unit(normal - np.minimum((normal * view).sum(1, keepdims=True) - 1e-3, 0) * view).astype(np.float32)
+    return _unit(normal - np.minimum(dot(normal, view) - 1e-3, 0)[:, None] * view)
 
 
 def _shrunk(texture: np.ndarray, uv: np.ndarray, screen: np.ndarray) -> np.ndarray:

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .scanline import barycentric, visible_layers
+from .scanline import barycentric, dot, visible_layers
 
 MAP_SIDE = 384
-EXTENT = 1.1
-"""The maps reach this far from the centre."""
 TAPS = 8
 REACH = 0.3
 """Surfaces farther apart than this do not shade each other's crevices."""
@@ -22,30 +20,33 @@ class DepthMap:
 
     Args:
         axes: [3, 3] rows right, up, towards the eye.
+        extent: the map reaches this far from the centre.
     """
 
-    def __init__(self, points: np.ndarray, faces: np.ndarray, axes: np.ndarray) -> None:
-        self.axes = axes
+    def __init__(self, points: np.ndarray, faces: np.ndarray, axes: np.ndarray, extent: float) -> None:
+        self.axes, self.extent = axes, extent
         seen = points @ axes.T
-        screen = (seen[:, :2] / EXTENT + 1) * (MAP_SIDE / 2)
+        screen = (seen[:, :2] / extent + 1) * (MAP_SIDE / 2)
         height = np.full(MAP_SIDE**2, -np.inf)
         layer = next(visible_layers(screen, seen[:, 2] + 2, faces, MAP_SIDE), None)
         if layer is not None:
             corner = faces[layer.face]
             centre = np.stack([layer.pixel % MAP_SIDE + 0.5, layer.pixel // MAP_SIDE + 0.5], axis=1)
-            height[layer.pixel] = (barycentric(screen[corner], centre) * seen[corner, 2]).sum(1)
-        self.height = height.reshape(MAP_SIDE, MAP_SIDE)
+            height[layer.pixel] = dot(barycentric(screen[corner], centre), seen[corner, 2])
+        self.height = height.astype(np.float32).reshape(MAP_SIDE, MAP_SIDE)
 
-    def visible(self, points: np.ndarray, spread: float, bias: float, turn: np.ndarray) -> np.ndarray:
-        """Share of a disc of radius `spread` around each point [N, 3] that the eye sees; `turn` [N] rotates the taps."""
-        seen = points @ self.axes.T
+    def visible(self, points: np.ndarray, spread: float, bias: float, taps: np.ndarray) -> np.ndarray:
+        """Share [N] of a disc of radius `spread` around each point [N, 3] that the eye sees; `taps` from `tap_set`."""
+        seen = points @ self.axes.T.astype(points.dtype)
+        per_radius = MAP_SIDE / 2 / self.extent
+        column, row = (seen[:, axis] * per_radius + MAP_SIDE / 2 for axis in (0, 1))
+        level = seen[:, 2] + bias
         count = np.zeros(len(points), np.float32)
-        for x, y in _disc(TAPS, turn):
-            column = ((seen[:, 0] + spread * x) / EXTENT + 1) * (MAP_SIDE / 2)
-            row = ((seen[:, 1] + spread * y) / EXTENT + 1) * (MAP_SIDE / 2)
-            inside = (column >= 0) & (column < MAP_SIDE) & (row >= 0) & (row < MAP_SIDE)
-            height = self.height[np.where(inside, row, 0).astype(np.int64), np.where(inside, column, 0).astype(np.int64)]
-            count += ~inside | (height <= seen[:, 2] + bias)
+        for k in range(TAPS):
+            # The outermost texels are empty, so points off the map are in the light.
+            x = np.clip(column + spread * per_radius * _DISC[taps, k, 0], 0, MAP_SIDE - 1).astype(np.int32)
+            y = np.clip(row + spread * per_radius * _DISC[taps, k, 1], 0, MAP_SIDE - 1).astype(np.int32)
+            count += self.height[y, x] <= level
         return count / TAPS
 
 
@@ -59,13 +60,15 @@ def look_along(towards: np.ndarray) -> np.ndarray:
 class Floor:
     """A floor under the object and how much of the sky the object hides from it."""
 
+    EXTENT = 2.2
+
     def __init__(self, points: np.ndarray, faces: np.ndarray) -> None:
         from scipy.ndimage import gaussian_filter
 
         self.height = float(points[np.unique(faces), 1].min())
         from_below = np.array([[1.0, 0, 0], [0, 0, 1.0], [0, -1.0, 0]])
-        gap = -DepthMap(points, faces, from_below).height - self.height
-        per_radius = MAP_SIDE / 2 / EXTENT
+        gap = -DepthMap(points, faces, from_below, self.EXTENT).height - self.height
+        per_radius = MAP_SIDE / 2 / self.EXTENT
         # Parts hanging higher cast a wider and fainter shade.
         self.shade = sum(
             weight * gaussian_filter((gap < reach).astype(np.float32), reach * per_radius, mode="constant")
@@ -76,7 +79,7 @@ class Floor:
         """Share 0..1 of the sky hidden from floor points [N, 3]."""
         from scipy.ndimage import map_coordinates
 
-        at = (points[:, [2, 0]] / EXTENT + 1) * (MAP_SIDE / 2) - 0.5
+        at = (points[:, [2, 0]] / self.EXTENT + 1) * (MAP_SIDE / 2) - 0.5
         return map_coordinates(self.shade, at.T, order=1, mode="constant")
 
 
@@ -96,14 +99,14 @@ def open_sky(position: np.ndarray, normal: np.ndarray, pixel: np.ndarray, width:
     slot[pixel] = np.arange(len(pixel), dtype=np.int32)
     column, row = pixel % width, pixel // width
     reach = REACH * focal / -position[:, 2]
-    hidden = np.zeros(len(pixel), np.float32)
-    for x, y in _disc(TAPS, pixel_turn(pixel, width)):
-        other = np.clip(row + reach * y, 0, width - 1).astype(np.int64) * width
-        other += np.clip(column + reach * x, 0, width - 1).astype(np.int64)
-        neighbour = slot[other]
+    hidden, taps = np.zeros(len(pixel), np.float32), tap_set(pixel, width)
+    for k in range(TAPS):
+        x = np.clip(column + reach * _DISC[taps, k, 0], 0, width - 1).astype(np.int64)
+        y = np.clip(row + reach * _DISC[taps, k, 1], 0, width - 1).astype(np.int64)
+        neighbour = slot[y * width + x]
         offset = position[neighbour] - position
-        square = (offset * offset).sum(1)
-        rise = np.maximum((offset * normal).sum(1) - 0.015, 0)
+        square = dot(offset, offset)
+        rise = np.maximum(dot(offset, normal) - 0.015, 0)
         hidden += np.where(neighbour >= 0, rise * REACH / (square + 0.02 * REACH**2) * (square < 4 * REACH**2), 0)
     image, weight = np.zeros((2, width * width), np.float32)
     image[pixel], weight[pixel] = np.maximum(1 - hidden / TAPS, 0), 1
@@ -111,18 +114,17 @@ def open_sky(position: np.ndarray, normal: np.ndarray, pixel: np.ndarray, width:
     return smooth / cover
 
 
-def pixel_turn(pixel: np.ndarray, width: int) -> np.ndarray:
-    """An angle for each pixel; the 16 angles of a 4 x 4 block are spread evenly and well mixed."""
-    column, row = pixel % width % 4, pixel // width % 4
-    return ((column * 4 + row) * 7 % 16).astype(np.float32) * (2 * np.pi / 16)
+def tap_set(pixel: np.ndarray, width: int) -> np.ndarray:
+    """Which of the 16 rows of `_DISC` a pixel samples with: neighbours differ, each 4 x 4 block uses all."""
+    return (pixel % width % 4 * 4 + pixel // width % 4) * 7 % 16
 
 
-def _disc(count: int, turn: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """`count` points [N], [N] on a golden spiral over the unit disc, turned by the angles `turn` [N]."""
-    cos, sin = np.cos(turn), np.sin(turn)
-    points = []
-    for k in range(count):
-        radius, angle = ((k + 0.5) / count) ** 0.5, k * 2.399963
-        x, y = radius * np.cos(angle), radius * np.sin(angle)
-        points.append((x * cos - y * sin, x * sin + y * cos))
-    return points
+def _disc() -> np.ndarray:
+    """float32 [16, TAPS, 2]: a golden spiral over the unit disc, turned in 16 ways."""
+    k = np.arange(TAPS)
+    angle = k * 2.399963 + np.arange(16)[:, None] * (2 * np.pi / 16)
+    radius = np.sqrt((k + 0.5) / TAPS)
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1).astype(np.float32)
+
+
+_DISC = _disc()

@@ -53,11 +53,17 @@ def visible_layers(screen: np.ndarray, nearness: np.ndarray, faces: np.ndarray, 
 def barycentric(corners: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Screen-space weights [N, 3] of points [N, 2] in triangles [N, 3, 2], clipped to the triangle."""
     a, b, c = corners[:, 0] - points, corners[:, 1] - points, corners[:, 2] - points
-    weights = np.stack([_cross(b, c), _cross(c, a), _cross(a, b)], axis=1)
-    total = weights.sum(1, keepdims=True)
-    weights = np.clip(weights / np.where(total == 0, 1, total), 0, 1)
-    total = weights.sum(1, keepdims=True)
-    return np.where(total > 0, weights / np.where(total == 0, 1, total), 1 / 3)
+    first, second, third = _cross(b, c), _cross(c, a), _cross(a, b)
+    total = first + second + third
+    total = np.where(total == 0, np.inf, total)
+    first, second = np.clip(first / total, 0, 1), np.clip(second / total, 0, 1)
+    second = np.minimum(second, 1 - first)
+    return np.stack([first, second, 1 - first - second], axis=1)
+
+
+def dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Row by row: [N, C], [N, C] -> [N]."""
+    return np.einsum("nc,nc->n", a, b)
 
 
 def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -113,4 +119,4 @@ def _planes(corners: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndar
     area = _cross(u, v)
     area = np.where(area == 0, np.inf, area)
     slope = np.stack([p * v[:, 1] - q * u[:, 1], q * u[:, 0] - p * v[:, 0]], axis=1) / area[:, None]
-    return slope, value[:, 0] - (slope * corners[:, 0]).sum(1)
+    return slope, value[:, 0] - dot(slope, corners[:, 0])

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .scanline import dot
+
 
 def direction(azimuth: float, elevation: float) -> np.ndarray:
     """Unit vector float32 [3] of degrees from z towards x, and above the horizon."""
@@ -33,9 +35,11 @@ def _box(azimuth: float, elevation: float, sharpness: float, radiance: tuple[flo
     return SoftBox(direction(azimuth, elevation), sharpness, np.array(radiance, np.float32))
 
 
-KEY = _box(-38, 48, 22, (6.6, 6.3, 5.9))
-OTHERS = (_box(62, 18, 9, (0.75, 0.82, 0.95)), _box(150, 38, 26, (3.6, 3.7, 4.0)), _box(-150, 20, 30, (2.0, 2.0, 2.1)))
-FLOOR, HORIZON, CEILING = (np.array(c, np.float32) for c in ((0.20, 0.19, 0.18), (0.74, 0.75, 0.77), (0.42, 0.45, 0.50)))
+KEY = _box(-38, 48, 22, (11.6, 11.0, 10.3))
+OTHERS = (_box(62, 18, 9, (0.50, 0.55, 0.64)), _box(150, 38, 26, (3.6, 3.7, 4.0)), _box(-150, 20, 30, (2.0, 2.0, 2.1)))
+NADIR, FLOOR, HORIZON, ZENITH = (
+    np.array(c, np.float32) for c in ((0.06, 0.06, 0.06), (0.52, 0.51, 0.50), (0.46, 0.47, 0.49), (0.16, 0.18, 0.21))
+)
 
 
 def shade(
@@ -56,7 +60,7 @@ def shade(
         key_visible: [N], share of the key light that reaches the point.
         open_sky: [N], share of the surroundings that reaches the point.
     """
-    cos_view = np.clip((normal * view).sum(1), 1e-3, 1)
+    cos_view = np.clip(dot(normal, view), 1e-3, 1)
     mirror = 2 * cos_view[:, None] * normal - view
     metal, key, sky = metallic[:, None], key_visible[:, None], open_sky[:, None]
     f0 = 0.04 + (base_color - 0.04) * metal
@@ -108,10 +112,11 @@ def _reflection(box: SoftBox, mirror: np.ndarray, width: np.ndarray) -> np.ndarr
 
 
 def _surroundings(height: np.ndarray, roughness: np.ndarray) -> np.ndarray:
-    """Floor, horizon and ceiling at direction height -1..1, blurred by roughness."""
+    """Floor, horizon and ceiling at direction height -1..1, blurred by roughness; straight down lies the own shade."""
     above = 0.5 + 0.5 * np.tanh((height + 0.02) / (0.06 + 0.55 * roughness))
-    upper = HORIZON + (CEILING - HORIZON) * np.clip(height, 0, 1)[:, None] ** 0.8
-    return FLOOR + (upper - FLOOR) * above[:, None]
+    upper = HORIZON + (ZENITH - HORIZON) * np.clip(height, 0, 1)[:, None]
+    lower = FLOOR + (NADIR - FLOOR) * np.sqrt(np.clip(-height, 0, 1))[:, None]
+    return lower + (upper - lower) * above[:, None]
 
 
 def _fresnel(f0: np.ndarray, roughness: np.ndarray, cos_view: np.ndarray) -> np.ndarray:
