@@ -18,6 +18,11 @@ MOST = 16000
 """Objects that the flow stages train on at most."""
 
 
+def cache_file(folder: Path, what: str, grid: int) -> Path:
+    """Where a cache of the objects of `grid` lies; the base grid of 32 has no suffix."""
+    return folder / (f"{what}.safetensors" if grid == 32 else f"{what}_{grid}.safetensors")
+
+
 @dataclass(frozen=True)
 class Tokens:
     """Image tokens float16 [objects, views, orders, L, D] of every picture, in the first `orders` colour orders."""
@@ -87,12 +92,12 @@ def cache_tokens(vit: nn.Module, objects: ShardedObjects, path: Path, orders: in
 
 
 @torch.no_grad()
-def cache_shape_latents(encoder: nn.Module, objects: ShardedObjects, path: Path, grid: int = 32, chunk: int = 16) -> None:
+def cache_shape_latents(encoder: nn.Module, objects: ShardedObjects, path: Path, chunk: int = 16) -> None:
     """Posterior means of the shape autoencoder."""
     counts, coords, shape = [], [], []
     for start in range(0, min(len(objects), MOST), chunk):
         rows = range(start, min(start + chunk, len(objects), MOST))
-        batch = batches.sparse_batch([objects.targets(i, grid) for i in rows])
+        batch = batches.sparse_batch([objects.targets(i, objects.grids[0]) for i in rows])
         latent = encoder(dual_grid_features(batch.vertices, batch.flags), batch.coords)
         counts.append(torch.bincount(latent.coords[:, 0].long(), minlength=len(rows)))
         coords.append(latent.coords[:, 1:].to(torch.uint8))
@@ -102,11 +107,11 @@ def cache_shape_latents(encoder: nn.Module, objects: ShardedObjects, path: Path,
 
 
 @torch.no_grad()
-def cache_texture_latents(encoder: nn.Module, objects: ShardedObjects, path: Path, grid: int = 32, orders: int = 1, chunk: int = 16) -> None:
+def cache_texture_latents(encoder: nn.Module, objects: ShardedObjects, path: Path, orders: int = 1, chunk: int = 16) -> None:
     """Posterior means of the texture autoencoder, one set per colour order, on the coordinates of the shape latents."""
     found: list[list[Tensor]] = [[] for _ in range(orders)]
     for start in range(0, min(len(objects), MOST), chunk):
-        targets = [objects.targets(i, grid) for i in range(start, min(start + chunk, len(objects), MOST))]
+        targets = [objects.targets(i, objects.grids[0]) for i in range(start, min(start + chunk, len(objects), MOST))]
         for order in range(orders):
             batch = batches.sparse_batch(targets, [batches.COLOUR_ORDERS[order]] * len(targets))
             found[order].append(encoder(batch.attrs * 2 - 1, batch.coords).mean)
@@ -114,10 +119,10 @@ def cache_texture_latents(encoder: nn.Module, objects: ShardedObjects, path: Pat
 
 
 @torch.no_grad()
-def cache_structure_latents(encoder: nn.Module, objects: ShardedObjects, path: Path, grid: int = 32, chunk: int = 256) -> None:
+def cache_structure_latents(encoder: nn.Module, objects: ShardedObjects, path: Path, chunk: int = 256) -> None:
     """Posterior means of the structure autoencoder, float32 [objects, C, r, r, r]."""
     found = []
     for start in range(0, min(len(objects), MOST), chunk):
         rows = range(start, min(start + chunk, len(objects), MOST))
-        found.append(encoder(batches.occupancy([objects.targets(i, grid) for i in rows]))[0])
+        found.append(encoder(batches.occupancy([objects.targets(i, objects.grids[0]) for i in rows]))[0])
     _save({"structure": torch.cat(found)}, path)

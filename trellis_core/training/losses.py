@@ -106,3 +106,26 @@ def shape_reconstruction(
             F.binary_cross_entropy_with_logits(logits, on.float()) for logits, on in zip(subdivisions, occupancies, strict=True)
         ),
     }
+
+
+def split_loss(raw_weight: Tensor, vertices: Tensor, quads: Tensor) -> Tensor:
+    """Teach the split weights which diagonal of a quad bends less.
+
+    Diagonal 0-2 is taken where w0 w2 > w1 w3, so the log ratio of the products is the logit; quads count as much as the
+    choice matters.
+
+    Args:
+        raw_weight: [N] raw channel; the weight is its softplus.
+        vertices: [N, 3] ground-truth positions.
+        quads: integer [Q, 4] rows, in winding order.
+    """
+    v0, v1, v2, v3 = vertices[quads].unbind(1)
+
+    def flatness(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+        first, second = torch.linalg.cross(b - a, c - a), torch.linalg.cross(c - a, d - a)
+        return F.cosine_similarity(first, second, dim=1)
+
+    gain = flatness(v0, v1, v2, v3) - flatness(v1, v2, v3, v0)
+    log_weight = F.softplus(raw_weight).clamp_min(1e-6).log()[quads]
+    logit = log_weight[:, 0] + log_weight[:, 2] - log_weight[:, 1] - log_weight[:, 3]
+    return F.binary_cross_entropy_with_logits(logit, (gain > 0).float(), weight=gain.abs())

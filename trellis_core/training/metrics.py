@@ -43,12 +43,13 @@ def chamfer_and_f(a: np.ndarray, b: np.ndarray, radii: tuple[float, ...] = (0.05
     return float((to_b.mean() + to_a.mean()) / 2), scores
 
 
-def nearest_attribute_error(points: np.ndarray, attrs: np.ndarray, truth_points: np.ndarray, truth_attrs: np.ndarray) -> np.ndarray:
-    """Mean absolute error [C] of attributes [N, C] against those of the nearest truth point [M, C]."""
+def two_way_attribute_error(points: np.ndarray, attrs: np.ndarray, truth_points: np.ndarray, truth_attrs: np.ndarray) -> np.ndarray:
+    """Mean absolute error [C] between attributes [N, C] and [M, C] of nearest points, mean of both directions."""
     from scipy.spatial import cKDTree
 
-    nearest = cKDTree(truth_points).query(points)[1]
-    return np.abs(attrs - truth_attrs[nearest]).mean(0)
+    to_truth = cKDTree(truth_points).query(points)[1]
+    to_points = cKDTree(points).query(truth_points)[1]
+    return (np.abs(attrs - truth_attrs[to_truth]).mean(0) + np.abs(attrs[to_points] - truth_attrs).mean(0)) / 2
 
 
 def boundary_share(faces: np.ndarray) -> float:

@@ -16,64 +16,67 @@ from pathlib import Path
 import torch
 
 from . import cache
+from .dataset import ShardedObjects
 from .dataset import main as make_dataset
 from .networks import make_image_encoder, make_network
-from .stages import RECIPES, STAGES, Run, _auxiliary_heads
+from .run import Run, auxiliary_heads
+from .stages import RECIPES, STAGES
 
 OBJECTS = 12000
 VALIDATION_SEED = 1_000_000
 
 
-def cache_tokens(run: Run) -> None:
+def cache_tokens(run: Run, objects: ShardedObjects, path: Path) -> None:
+    """Image tokens."""
     vit = make_image_encoder()
-    run.load("encoder", vit=vit, **_auxiliary_heads())
-    cache.cache_tokens(vit, run.objects, run.folder / "tokens.safetensors")
+    run.load("encoder", vit=vit, **auxiliary_heads())
+    cache.cache_tokens(vit, objects, path)
 
 
-def cache_structure(run: Run) -> None:
-    enc = make_network("ss_enc")
-    run.load("ss_vae", enc=enc, dec=make_network("ss_dec"))
-    cache.cache_structure_latents(enc, run.objects, run.folder / "latents_structure.safetensors")
+def cache_latents(kind: str) -> Callable[[Run, ShardedObjects, Path], None]:
+    """What writes the latents of the structure ("ss"), "shape" or texture ("tex") autoencoder."""
+    write = {"ss": cache.cache_structure_latents, "shape": cache.cache_shape_latents, "tex": cache.cache_texture_latents}[kind]
+
+    def make(run: Run, objects: ShardedObjects, path: Path) -> None:
+        enc = make_network(f"{kind}_enc")
+        run.load(f"{kind}_vae", enc=enc, dec=make_network(f"{kind}_dec"))
+        write(enc, objects, path)
+
+    return make
 
 
-def cache_shape(run: Run) -> None:
-    enc = make_network("shape_enc")
-    run.load("shape_vae", enc=enc, dec=make_network("shape_dec"))
-    cache.cache_shape_latents(enc, run.objects, run.folder / "latents_shape.safetensors")
-
-
-def cache_texture(run: Run) -> None:
-    enc = make_network("tex_enc")
-    run.load("tex_vae", enc=enc, dec=make_network("tex_dec"))
-    cache.cache_texture_latents(enc, run.objects, run.folder / "latents_texture.safetensors")
-
-
-CACHES: dict[str, tuple[Callable[[Run], None], str]] = {
-    "tokens": (cache_tokens, "tokens.safetensors"),
-    "structure": (cache_structure, "latents_structure.safetensors"),
-    "shape": (cache_shape, "latents_shape.safetensors"),
-    "texture": (cache_texture, "latents_texture.safetensors"),
+CACHES = {
+    "tokens": (cache_tokens, "tokens"),
+    "structure": (cache_latents("ss"), "latents_structure"),
+    "shape": (cache_latents("shape"), "latents_shape"),
+    "texture": (cache_latents("tex"), "latents_texture"),
 }
 ORDER = (
-    "encoder", "tokens", "ss_vae", "structure", "shape_vae", "shape", "tex_vae", "texture",
+    "encoder", "tokens", "tokens_64", "ss_vae", "structure", "shape_vae", "shape", "shape_64", "tex_vae", "texture", "texture_64",
     "ss_flow", "shape_flow", "tex_flow", "shape_dec", "tex_dec",
 )  # fmt: skip
+"""Steps of a full run; names ending in _64 make caches of the objects on the fine grid."""
 
 
 def make_data(run: Run, objects: int, workers: int) -> None:
     """Generate the training and the validation objects that are missing."""
     if not run.validation.exists():
         make_dataset(["--out", str(run.validation), "--first", str(VALIDATION_SEED), "--count", "128"])
+    if not run.fine.exists():
+        make_dataset(["--out", str(run.fine), "--count", str(objects // 8), "--grid", "64", "--views", "1", "--workers", str(workers)])
     if not run.data.exists():
         make_dataset(["--out", str(run.data), "--count", str(objects), "--workers", str(workers)])
 
 
 def run_step(run: Run, name: str, seconds: float | None = None, lr: float | None = None) -> None:
     """Train a stage or make a cache, unless it is there."""
-    if name in CACHES:
-        make, file = CACHES[name]
-        if not (run.folder / file).exists():
-            make(run)
+    what = name.removesuffix("_64")
+    if what in CACHES:
+        make, file = CACHES[what]
+        grid = 64 if name.endswith("_64") else 32
+        path = cache.cache_file(run.folder, file, grid)
+        if not path.exists():
+            make(run, ShardedObjects(run.fine) if grid == 64 else run.objects, path)
         return
     recipe = RECIPES[name]
     if seconds is not None:
@@ -94,10 +97,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--objects", type=int, default=OBJECTS, help="training objects to generate if there are none")
     parser.add_argument("--data", type=Path, help="folder of the training objects (default OUT/data)")
     parser.add_argument("--validation", type=Path, help="folder of the validation objects (default OUT/validation)")
+    parser.add_argument("--fine", type=Path, help="folder of the objects on the fine grid (default OUT/fine)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; one is the most efficient")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    run = Run(args.out, args.data or args.out / "data", args.validation or args.out / "validation")
+    run = Run(args.out, args.data or args.out / "data", args.validation or args.out / "validation", args.fine or args.out / "fine")
     make_data(run, args.objects, args.threads)
     share = args.budget_minutes * 60 / sum(r.seconds for r in RECIPES.values()) if args.budget_minutes else None
     for name in args.stage or ORDER:

@@ -1,0 +1,125 @@
+"""Write a trained run as a family folder in the published layout: pipeline.json, ckpts/, dinov3/; fp16 throughout.
+
+    python -m trellis_core.training.export --run runs/mini --out trellis_core/mini
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .cache import ShapeLatents, cache_file
+from .flows import SHAPE_SAMPLER, STRUCTURE_SAMPLER, TEXTURE_SAMPLER
+from .loop import load_averaged
+from .networks import CONFIGS, DINO_CONFIG, RESOLUTIONS, make_image_encoder, make_network
+from .run import auxiliary_heads
+from .slat_stages import texture_statistics
+from .stages import structure_scale
+
+MODELS = {
+    "sparse_structure_encoder": "ss_enc",
+    "sparse_structure_decoder": "ss_dec",
+    "sparse_structure_flow_model": "ss_flow",
+    "shape_slat_encoder": "shape_enc",
+    "shape_slat_decoder": "shape_dec",
+    "shape_slat_flow_model_512": "shape_flow",
+    "shape_slat_flow_model_1024": "shape_flow",
+    "tex_slat_encoder": "tex_enc",
+    "tex_slat_decoder": "tex_dec",
+    "tex_slat_flow_model_512": "tex_flow",
+    "tex_slat_flow_model_1024": "tex_flow",
+}
+
+
+def pipeline_config(normalization: dict[str, tuple[Tensor, Tensor]], name: str = "Trellis2ImageTo3DPipeline") -> dict:
+    """The contents of pipeline.json (spec A 1.3); normalization: shape and tex (mean, std) [C]."""
+    samplers = {
+        "sparse_structure_sampler": STRUCTURE_SAMPLER,
+        "shape_slat_sampler": SHAPE_SAMPLER,
+        "tex_slat_sampler": TEXTURE_SAMPLER,
+    }
+    return {
+        "name": name,
+        "args": {
+            "models": {role: f"ckpts/{stem}" for role, stem in MODELS.items()},
+            **{
+                key: {"name": "FlowEulerGuidanceIntervalSampler", "args": {"sigma_min": 1e-5}, "params": dataclasses.asdict(params)}
+                for key, params in samplers.items()
+            },
+            **{
+                f"{kind}_slat_normalization": {"mean": mean.tolist(), "std": std.tolist()}
+                for kind, (mean, std) in normalization.items()
+            },
+            "image_cond_model": {"name": "DinoV3FeatureExtractor", "args": {"model_name": "dinov3", "image_size": 64}},
+            "rembg_model": None,
+            "default_pipeline_type": "512",
+            "resolutions": RESOLUTIONS,
+        },
+    }
+
+
+@torch.no_grad()
+def fold_structure_scale(enc: nn.Module, dec: nn.Module, scale: Tensor) -> None:
+    """Make the structure autoencoder speak latents divided by `scale` [C]: the pipeline file has no scale for them."""
+    last, first, channels = enc.out_layer[2], dec.input_layer, len(scale)
+    last.weight[:channels] /= scale.view(-1, 1, 1, 1, 1)
+    last.bias[:channels] /= scale
+    last.bias[channels:] -= 2 * scale.log()
+    first.weight *= scale.view(1, -1, 1, 1, 1)
+
+
+def load_networks(run: Path) -> tuple[dict[str, nn.Module], dict[str, tuple[Tensor, Tensor]]]:
+    """All networks of a run by their key, image encoder as `dinov3`, and the latents' normalisation.
+
+    Decoders are the finetuned ones where those stages have run.
+    """
+    nets = {key: make_network(key) for key in CONFIGS} | {"dinov3": make_image_encoder()}
+    load_averaged("encoder", {"vit": nets["dinov3"], **auxiliary_heads()}, run)
+    for kind in ("ss", "shape", "tex"):
+        load_averaged(f"{kind}_vae", {"enc": nets[f"{kind}_enc"], "dec": nets[f"{kind}_dec"]}, run)
+        if (run / f"{kind}_flow.pt").exists():
+            load_averaged(f"{kind}_flow", {"model": nets[f"{kind}_flow"]}, run)
+        if (run / f"{kind}_dec.pt").exists():
+            load_averaged(f"{kind}_dec", {"dec": nets[f"{kind}_dec"]}, run)
+    scale = structure_scale(load_file(cache_file(run, "latents_structure", 32))["structure"])
+    fold_structure_scale(nets["ss_enc"], nets["ss_dec"], scale.flatten())
+    shape = ShapeLatents.open(cache_file(run, "latents_shape", 32)).statistics()
+    return nets, {"shape": shape, "tex": texture_statistics(load_file(cache_file(run, "latents_texture", 32))["texture"])}
+
+
+def export(run: Path, out: Path) -> int:
+    """Write the family; returns its size in bytes."""
+    nets, normalization = load_networks(run)
+    (out / "ckpts").mkdir(parents=True, exist_ok=True)
+    (out / "dinov3").mkdir(exist_ok=True)
+    for key, (name, args) in CONFIGS.items():
+        (out / "ckpts" / f"{key}.json").write_text(json.dumps({"name": name, "args": args}, indent=1) + "\n")
+        _save_half(nets[key], out / "ckpts" / f"{key}.safetensors")
+    (out / "dinov3" / "config.json").write_text(json.dumps(DINO_CONFIG, indent=1) + "\n")
+    _save_half(nets["dinov3"], out / "dinov3" / "model.safetensors")
+    (out / "pipeline.json").write_text(json.dumps(pipeline_config(normalization), indent=1) + "\n")
+    return sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+
+
+def _save_half(network: nn.Module, path: Path) -> None:
+    save_file({k: v.half().contiguous() for k, v in network.state_dict().items()}, path)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; see the module's text."""
+    parser = argparse.ArgumentParser(prog="python -m trellis_core.training.export", description=main.__doc__)
+    parser.add_argument("--run", type=Path, default=Path("runs/mini"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "mini")
+    args = parser.parse_args(argv)
+    print(f"{args.out}: {export(args.run, args.out) / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()

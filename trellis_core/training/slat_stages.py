@@ -1,0 +1,137 @@
+"""Stages of the two structured-latent flows: shape, and texture given the shape; on both grids where data is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..flow.sampler import SamplerParams
+from ..vae.sparse_unet import dual_grid_features
+from . import batches
+from .cache import ShapeLatents, Tokens, cache_file
+from .flows import SHAPE_SAMPLER, SHAPE_TIMES, TEXTURE_SAMPLER, TEXTURE_TIMES, sample_slat, slat_flow_loss
+from .loop import Recipe, train_stage
+from .losses import TimeSchedule
+from .networks import make_network
+from .run import Run, flow_network, held_out_batch, held_out_tokens
+
+UNIFORM = TimeSchedule("uniform")
+HELD_OUT = 64
+FINE_SHARE = 0.15
+"""Share of the steps on the fine grid, whose objects have about four times the tokens."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A batch: coords int32 [T, 4], cond [B, L, D], shape latent [T, C] and, for the texture, its latent [T, C]."""
+
+    coords: Tensor
+    cond: Tensor
+    shape: Tensor
+    texture: Tensor | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Cached tokens and latents of the objects of one grid."""
+
+    tokens: Tokens
+    latents: ShapeLatents
+    texture: Tensor | None
+    batch: int
+
+    @classmethod
+    def open(cls, folder: Path, grid: int, batch: int, with_texture: bool) -> Source:
+        texture = load_file(cache_file(folder, "latents_texture", grid))["texture"] if with_texture else None
+        return cls(Tokens.open(cache_file(folder, "tokens", grid)), ShapeLatents.open(cache_file(folder, "latents_shape", grid)), texture, batch)
+
+    def draw(self, generator: torch.Generator) -> Draw:
+        count, views, orders = self.tokens.tokens.shape[:3]
+        rows = torch.randint(min(count, len(self.latents)), (self.batch,), generator=generator)
+        order = torch.randint(orders, (self.batch,), generator=generator)
+        cond = self.tokens.gather(rows, torch.randint(views, (self.batch,), generator=generator), order)
+        index, coords = self.latents.rows(rows.tolist())
+        texture = None if self.texture is None else self.texture[order[coords[:, 0].long()], index]
+        return Draw(coords, cond, self.latents.shape[index], texture)
+
+
+def open_sources(folder: Path, with_texture: bool) -> list[Source]:
+    """The base grid, and the fine grid if it has been cached."""
+    sources = [Source.open(folder, 32, 16, with_texture)]
+    last = "latents_texture" if with_texture else "latents_shape"
+    if cache_file(folder, last, 64).exists() and cache_file(folder, "tokens", 64).exists():
+        sources.append(Source.open(folder, 64, 4, with_texture))
+    return sources
+
+
+def choose(sources: list[Source], generator: torch.Generator) -> Draw:
+    """A batch of the fine grid now and then, else of the base grid."""
+    fine = len(sources) > 1 and torch.rand((), generator=generator).item() < FINE_SHARE
+    return sources[int(fine)].draw(generator)
+
+
+def _report(
+    model: nn.Module, draw: Draw, x0: Tensor, shape: Tensor | None, params: SamplerParams, seed: int = 5
+) -> dict[str, float]:
+    """Held-out velocity loss over fixed draws, and squared error of sampled latents."""
+    losses = [
+        slat_flow_loss(model, x0, draw.coords, draw.cond, torch.Generator().manual_seed(seed + i), UNIFORM, concat=shape, p_uncond=0)
+        for i in range(4)
+    ]
+    z = sample_slat(model, draw.coords, draw.cond, params, concat=shape)
+    return {"v_loss": sum(loss.item() for loss in losses) / len(losses), "latent_error": (z - x0).square().mean().item()}
+
+
+@torch.no_grad()
+def _held_out(run: Run, with_texture: bool) -> Draw:
+    batch, tokens = held_out_batch(run, HELD_OUT), held_out_tokens(run)[:HELD_OUT]
+    enc = make_network("shape_enc")
+    run.load("shape_vae", enc=enc, dec=make_network("shape_dec"))
+    latent = enc(dual_grid_features(batch.vertices, batch.flags), batch.coords)
+    texture = None
+    if with_texture:
+        enc = make_network("tex_enc")
+        run.load("tex_vae", enc=enc, dec=make_network("tex_dec"))
+        texture = enc(batch.attrs * 2 - 1, batch.coords).mean
+    return Draw(latent.coords, tokens, latent.mean, texture)
+
+
+def train_shape_flow(run: Run, recipe: Recipe) -> None:
+    """Shape flow on normalised shape latents."""
+    model, sources, held_out = flow_network("shape_flow"), open_sources(run.folder, False), _held_out(run, False)
+    mean, std = sources[0].latents.statistics()
+
+    def loss(generator: torch.Generator) -> dict[str, Tensor]:
+        draw = choose(sources, generator)
+        return {"loss": slat_flow_loss(model, (draw.shape - mean) / std, draw.coords, draw.cond, generator, SHAPE_TIMES)}
+
+    evaluate: Callable[[], dict[str, float]] = lambda: _report(model, held_out, (held_out.shape - mean) / std, None, SHAPE_SAMPLER)  # noqa: E731
+    train_stage("shape_flow", {"model": model}, loss, evaluate, run.folder, recipe)
+
+
+def train_texture_flow(run: Run, recipe: Recipe) -> None:
+    """Texture flow on normalised texture latents, given the normalised shape latent."""
+    model, sources, held_out = flow_network("tex_flow"), open_sources(run.folder, True), _held_out(run, True)
+    shape_mean, shape_std = sources[0].latents.statistics()
+    mean, std = texture_statistics(sources[0].texture)
+
+    def loss(generator: torch.Generator) -> dict[str, Tensor]:
+        draw = choose(sources, generator)
+        shape = (draw.shape - shape_mean) / shape_std
+        return {"loss": slat_flow_loss(model, (draw.texture - mean) / std, draw.coords, draw.cond, generator, TEXTURE_TIMES, concat=shape)}
+
+    def evaluate() -> dict[str, float]:
+        shape = (held_out.shape - shape_mean) / shape_std
+        return _report(model, held_out, (held_out.texture - mean) / std, shape, TEXTURE_SAMPLER)
+
+    train_stage("tex_flow", {"model": model}, loss, evaluate, run.folder, recipe)
+
+
+def texture_statistics(texture: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [C] of the unpermuted texture latents [orders, T, C]."""
+    return texture[0].mean(0), texture[0].std(0)
