@@ -12,7 +12,7 @@ from trellis_core.mesh import voxelize
 from trellis_core.mesh.distance import unsigned_distance
 from trellis_core.mesh.dual_grid import dual_grid_to_mesh
 from trellis_core.mesh.quadric import line_quadrics, minimise_in_boxes, plane_quadrics, point_quadrics
-from trellis_core.mesh.voxelize import boundary_edges, mesh_to_dual_grid
+from trellis_core.mesh.voxelize import mesh_to_dual_grid
 from trellis_core.run import RunContext
 
 SEEDS = st.integers(0, 2**31)

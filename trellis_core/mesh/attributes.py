@@ -84,7 +84,7 @@ def grid_sample_3d(
 
 
 def trilinear_corners(table: BrickTable, query: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows int32 [P, 8] (-1 = not active) of the cells around `query` [P, 3], x fastest, and their normalised weights [P, 8]."""
+    """Cells around `query` [P, 3], x fastest: rows int32 [P, 8], -1 = not active, and weights [P, 8] that sum to 1 or 0."""
     shifted = _bounded(query, table.shape) - 0.5
     base = shifted.floor()
     after = shifted - base

@@ -80,9 +80,11 @@ class TriangleIndex:
                 still_open.append(self._improve(points, rows, seen, wanted, square, face))
             open_rows = torch.cat(still_open)
             seen, wanted = wanted, 2 * wanted
-        uvw = torch.cat([points.new_zeros(0, 3), *map(closest_weights, points.split(_PAIRS), self.triangles[face].split(_PAIRS))])
+        uvw = torch.zeros_like(points)
+        for rows in torch.arange(len(points)).split(_PAIRS):
+            uvw[rows] = closest_weights(points[rows], self.triangles[face[rows]])
         closest = (uvw[:, :, None] * self.triangles[face]).sum(1)
-        return Nearest((points - closest).norm(dim=1).float(), face, uvw.float(), closest.float())
+        return Nearest(square.sqrt().float(), face, uvw.float(), closest.float())
 
     def _improve(self, points: Tensor, rows: Tensor, seen: int, wanted: int, square: Tensor, face: Tensor) -> Tensor:
         """Try the patches from the `seen`-th to the `wanted`-th nearest of `rows`; returns the rows that need more."""
@@ -159,6 +161,6 @@ def _patches(triangles: Tensor, pieces: Tensor) -> tuple[Tensor, Tensor]:
     column, downward = (place / 2).floor(), place % 2
     level = row + (2 - downward) / 3  # from corner a to the side bc
     along = column + (1 + downward) / 3  # from ab to ac
-    corner, count = triangles[owner], pieces[owner, None]
-    centre = corner[:, 0] + ((level - along)[:, None] * (corner[:, 1] - corner[:, 0]) + along[:, None] * (corner[:, 2] - corner[:, 0])) / count
-    return owner, centre
+    v, w = (level - along) / pieces[owner], along / pieces[owner]
+    mix = torch.stack([1 - v - w, v, w], 1)
+    return owner, (mix[:, :, None] * triangles[owner]).sum(1)

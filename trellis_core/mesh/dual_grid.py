@@ -49,7 +49,8 @@ def dual_grid_to_mesh(
         InputError: the tensors do not belong together.
     """
     if not len(coords) == len(dual_vertices) == len(intersected):
-        raise InputError(f"Dual grid rows differ: {len(coords)} coords, {len(dual_vertices)} vertices, {len(intersected)} flags.")
+        rows = f"{len(coords)} coords, {len(dual_vertices)} vertices, {len(intersected)} flags"
+        raise InputError(f"The parts of the dual grid do not belong together: {rows}.")
     low, high = torch.tensor(aabb, dtype=torch.float32, device=coords.device)
     vertices = (coords + dual_vertices.float()) * ((high - low) / grid_size) + low
     quads = dual_grid_quads(coords, intersected, grid_size)

@@ -64,7 +64,7 @@ def _split(axes: tuple[Tensor, ...] | list[Tensor], table_shape: tuple[int, ...]
 
 
 def find_rows_reference(coords: Tensor, query: Tensor) -> Tensor:
-    """Readable twin of `BrickTable`: binary search in sorted keys. Integers [N, 3] and [..., 3] -> int64 rows [...], -1 = none."""
+    """Readable twin of `BrickTable`, by binary search: integers [N, 3] and [..., 3] -> rows int64 [...], -1 = none."""
     if len(coords) == 0:
         return torch.full(query.shape[:-1], -1, dtype=torch.int64, device=query.device)
     both = torch.cat([coords.reshape(-1, 3), query.reshape(-1, 3)]).long()

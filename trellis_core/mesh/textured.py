@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..errors import EmptyResultError, InputError
+from ..errors import EmptyResultError
 from ..run import QUIET, RunContext
 from ..values import PbrVoxels
 from .crossings import grid_crossings

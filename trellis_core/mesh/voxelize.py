@@ -70,10 +70,11 @@ def mesh_to_dual_grid(
     vertices = vertices.float() - low
     triangles = vertices[faces]
     touched = _touch(triangles, size, grid_size, ctx.part(0.0, 0.4, "Finding crossed edges"))
-    terms = [(touched.row.view(-1), touched.triangle.repeat_interleave(4))]
+    row, triangle = touched.row.view(-1), touched.triangle.repeat_interleave(4)
     if face_weight > 0:
-        terms.append(_overlaps(triangles, size, grid_size, touched, ctx.part(0.4, 0.8, "Collecting faces")))
-    quadrics = _sum_rows(*(torch.cat(column) for column in zip(*terms, strict=True)), plane_quadrics(triangles), len(touched.key))
+        more = _overlaps(triangles, size, grid_size, touched, ctx.part(0.4, 0.8, "Collecting faces"))
+        row, triangle = torch.cat([row, more[0]]), torch.cat([triangle, more[1]])
+    quadrics = _sum_rows(row, triangle, plane_quadrics(triangles), len(touched.key))
     if boundary_weight > 0:
         quadrics += boundary_weight * _boundary_quadrics(vertices, faces, size, grid_size, touched, ctx)
     mean, count = touched.mean, touched.count[:, None]
@@ -219,31 +220,38 @@ class _BoxTest:
         v0 = corners[:, 0]
         self.near = (normal * (critical - v0)).sum(1)
         self.far = (normal * (size - critical - v0)).sum(1)
-        self.inward, self.offset = [], []
+        self.lines = []  # of each projection: inward normals of the three edges and offsets, float32 [T, 3] each
         edges = corners.roll(-1, 1) - corners
         for p in range(3):  # projections ab, bc, ca
             q = (p + 1) % 3
             sign = torch.where(normal[:, (p + 2) % 3] < 0, -1.0, 1.0)[:, None]
-            inward = torch.stack([-edges[:, :, q] * sign, edges[:, :, p] * sign], 2)
-            reach = (inward * size[:, None, [p, q]]).clamp_(min=0).sum(2)
-            self.inward.append(inward)
-            self.offset.append(reach - (inward * corners[:, :, [p, q]]).sum(2))
+            along_p, along_q = -edges[:, :, q] * sign, edges[:, :, p] * sign
+            reach = (along_p * size[:, p : p + 1]).clamp_(min=0) + (along_q * size[:, q : q + 1]).clamp_(min=0)
+            self.lines.append((along_p, along_q, reach - (along_p * corners[:, :, p] + along_q * corners[:, :, q])))
 
     def plane(self, t: Tensor, voxel: Tensor) -> Tensor:
-        height = (self.normal[t] * (voxel * self.size[t])).sum(1)
+        height = self._height(t, voxel, 3)
         return (height + self.near[t]) * (height + self.far[t]) <= 0
 
     def edges(self, t: Tensor, voxel: Tensor, projection: int) -> Tensor:
         p, q = projection, (projection + 1) % 3
-        low = voxel[:, [p, q]] * self.size[t][:, [p, q]]
-        return ((self.inward[projection][t] * low[:, None]).sum(2) + self.offset[projection][t] >= 0).all(1)
+        low_p, low_q = voxel[:, p] * self.size[t, p], voxel[:, q] * self.size[t, q]
+        inside = [
+            along_p[t] * low_p + along_q[t] * low_q + offset[t] >= 0
+            for along_p, along_q, offset in zip(*(line.unbind(1) for line in self.lines[projection]), strict=True)
+        ]
+        return inside[0] & inside[1] & inside[2]
 
     def lowest_depth(self, t: Tensor, column: Tensor) -> Tensor:
         """First voxel along c, with some slack, whose box the plane can meet."""
-        height = (self.normal[t, :2] * (column[:, :2] * self.size[t, :2])).sum(1)
+        height = self._height(t, column, 2)
         step = self.normal[t, 2] * self.size[t, 2]
         meets = torch.minimum(-(height + self.near[t]) / step, -(height + self.far[t]) / step)
         return (meets - 1e-3).ceil().long()
+
+    def _height(self, t: Tensor, voxel: Tensor, axes: int) -> Tensor:
+        """Dot product of the normal and the voxel's low corner over the first `axes` axes."""
+        return sum(self.normal[t, i] * (voxel[:, i] * self.size[t, i]) for i in range(axes))
 
 
 def _boundary_quadrics(
@@ -275,9 +283,7 @@ def boundary_edges(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
     return vertices[single[:, 0]], vertices[single[:, 1]]
 
 
-def _walk(
-    start: Tensor, direction: Tensor, length: Tensor, size: Tensor, ctx: RunContext
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _walk(start: Tensor, direction: Tensor, length: Tensor, size: Tensor, ctx: RunContext) -> Iterator[tuple[Tensor, Tensor]]:
     """Voxels that segments pass, one step of all segments at a time: (segment, voxel [.., 3]) (Amanatides and Woo 1987)."""
     voxel = (start / size).floor().long()
     ahead = direction > 0
