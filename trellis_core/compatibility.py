@@ -65,5 +65,5 @@ def _scale_facts(params: Mapping[str, Any], scales: Mapping[int, Scale], upscale
     for key, scale in scales.items():
         yield f"output at {key}", scale.output, "grid times decoder upscale", scale.structure_grid * upscale
         yield f"image size at {key} over patches, rest", scale.image_size % image.patch_size, "needed", 0
-        if key <= 1024:  # a structure is pooled to this grid; larger ones are only refined to
+        if key <= 512:  # a structure is pooled to this grid; the cascade only refines to larger ones
             yield f"structure of {fine} over the {key} grid, rest", fine % scale.structure_grid, "needed", 0
