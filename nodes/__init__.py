@@ -15,10 +15,9 @@ def extension() -> Any:
 
     from . import host
 
-    class Pack(ComfyExtension):
-        async def on_load(self) -> None:
-            host.add_weights_folder()
+    host.add_weights_folder()  # not in on_load: hosts of 2025 never call it
 
+    class Pack(ComfyExtension):
         async def get_node_list(self) -> list[type]:
             return _nodes()
 
