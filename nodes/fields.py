@@ -49,6 +49,15 @@ def settings(values: dict[str, Any]) -> GenerationSettings:
     return GenerationSettings.model_construct(changed, **complete.model_dump())
 
 
+def check(**values: Any) -> bool | str:
+    """For the host's check before a run: True, or what is wrong with these values. Those that come over a link are None."""
+    try:
+        settings({key: value for key, value in values.items() if value is not None})
+    except InputError as error:
+        return str(error)
+    return True
+
+
 def _widget(name: str) -> Any:
     field = GenerationSettings.model_fields[name]
     limits = {key: getattr(rule, key) for rule in field.metadata for key in ("ge", "le", "lt") if hasattr(rule, key)}

@@ -236,8 +236,30 @@ def _new_file(prefix: str, suffix: str, home: str, kind: str) -> tuple[Path, dic
         raise InputError(f"{prefix} cannot be written below the {kind} folder: {error.strerror or error}.") from error
     except Exception as error:  # the host raises a bare Exception
         raise InputError(f'The name "{prefix}" leaves the {kind} folder: choose one below it, without "..".') from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder} may not be written to: change its permissions, or the start of the name.")
     entry = {"filename": f"{name}_{counter:05}_{suffix}", "subfolder": subfolder, "type": kind}
     return Path(folder) / entry["filename"], entry
+
+
+def check_prefix(prefix: str | None) -> bool | str:
+    """For the host's check before a run: True, or why nothing can be written there. A linked prefix is None."""
+    return _said(output_file, prefix, "")
+
+
+def check_file(text: str | None) -> bool | str:
+    """For the host's check before a run: True, or why this file cannot be read. A linked name is None."""
+    return _said(user_file, text)
+
+
+def _said(action: Callable[..., Any], text: str | None, *more: str) -> bool | str:
+    if text is None:
+        return True
+    try:
+        action(text, *more)
+    except InputError as error:
+        return str(error)
+    return True
 
 
 def below(entry: dict[str, str]) -> str:

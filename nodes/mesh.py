@@ -178,6 +178,10 @@ class LoadMesh(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, file: str) -> bool | str:
+        return host.check_file(file) if file else True
+
+    @classmethod
     def fingerprint_inputs(cls, file: str, model: Any = None) -> str:
         return host.stamp(file) if file.strip() else ""
 

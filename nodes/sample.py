@@ -86,6 +86,11 @@ class SampleStructure(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, ss_guidance_interval_start: float, ss_guidance_interval_end: float) -> bool | str:
+        start, end = ss_guidance_interval_start, ss_guidance_interval_end
+        return fields.check(ss_guidance_interval_start=start, ss_guidance_interval_end=end)
+
+    @classmethod
     def execute(
         cls, family: Any, condition: Any, seed: int, cascade: bool = True, loras: Any = None, **values: Any
     ) -> io.NodeOutput:
@@ -95,9 +100,7 @@ class SampleStructure(io.ComfyNode):
         coarse = cascade and 512 in family.resolutions
         settings = fields.settings({**values, "resolution": 512 if coarse else 1024, "cascade": cascade})
         run = host.Run(cls)
-        structure = stages.sample_structure(
-            family, condition, settings, seed, watch=run.watch(family), ctx=run.ctx
-        )
+        structure = stages.sample_structure(family, condition, settings, seed, watch=run.watch(family), ctx=run.ctx)
         return io.NodeOutput(structure, Types.VOXEL(_dense(structure)))
 
 
@@ -129,6 +132,13 @@ class SampleShape(io.ComfyNode):
             outputs=[Shape.Output("shape", display_name="shape")],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def validate_inputs(
+        cls, shape_slat_guidance_interval_start: float, shape_slat_guidance_interval_end: float
+    ) -> bool | str:
+        start, end = shape_slat_guidance_interval_start, shape_slat_guidance_interval_end
+        return fields.check(shape_slat_guidance_interval_start=start, shape_slat_guidance_interval_end=end)
 
     @classmethod
     def execute(
@@ -164,6 +174,11 @@ class SampleTexture(io.ComfyNode):
             outputs=[Texture.Output("texture", display_name="texture")],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def validate_inputs(cls, tex_slat_guidance_interval_start: float, tex_slat_guidance_interval_end: float) -> bool | str:
+        start, end = tex_slat_guidance_interval_start, tex_slat_guidance_interval_end
+        return fields.check(tex_slat_guidance_interval_start=start, tex_slat_guidance_interval_end=end)
 
     @classmethod
     def execute(

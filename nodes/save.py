@@ -57,6 +57,10 @@ class SaveGLB(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename_prefix: str) -> bool | str:
+        return host.check_prefix(filename_prefix)
+
+    @classmethod
     def execute(cls, glb: Any, filename_prefix: str) -> io.NodeOutput:
         from ..trellis_core.mesh.glb import write_whole
         from ..trellis_core.mesh.read import with_extras
@@ -111,6 +115,10 @@ class SaveStage(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename_prefix: str) -> bool | str:
+        return host.check_prefix(filename_prefix)
+
+    @classmethod
     def execute(cls, stage: Any, filename_prefix: str) -> io.NodeOutput:
         from ..trellis_core.stage_files import save_stage
 
@@ -141,6 +149,10 @@ class LoadStage(io.ComfyNode):
                 Texture.Output("texture", display_name="texture"),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, file: str) -> bool | str:
+        return host.check_file(file)
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> str:
