@@ -17,6 +17,8 @@ from .images import MIME_TYPES, encode_image
 from .topology import Array
 
 GENERATOR = "TRELLIS.2 Core"
+LIMIT = 2**32 - 1
+"""Bytes of the largest GLB: the format keeps its length in 32 bits."""
 
 _FLOAT, _UINT16, _UINT32 = 5126, 5123, 5125
 _VERTEX_BUFFER, _INDEX_BUFFER = 34962, 34963
@@ -116,11 +118,22 @@ def glb_bytes(
     }
     if image_format == "webp" and maps:
         document |= {"extensionsUsed": ["EXT_texture_webp"], "extensionsRequired": ["EXT_texture_webp"]}
+    return join_glb(document, b"".join(chunks))
+
+
+def join_glb(document: Mapping[str, Any], binary: bytes) -> bytes:
+    """A GLB of its JSON document and its binary chunk, whose length is a multiple of 4.
+
+    Raises:
+        InputError: it would be larger than the format can say.
+    """
     text = json.dumps(document, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 4)
-    body = b"".join(chunks)
-    header = struct.pack("<4sII", b"glTF", 2, 12 + 8 + len(text) + 8 + len(body))
-    return b"".join([header, struct.pack("<I4s", len(text), b"JSON"), text, struct.pack("<I4s", len(body), b"BIN\0"), body])
+    body = [struct.pack("<I4s", len(binary), b"BIN\0"), binary] if binary else []
+    total = 12 + 8 + len(text) + sum(map(len, body))
+    if total > LIMIT:
+        raise InputError(f"The model takes {total / 1e9:.1f} GB, a GLB can hold 4.2: use a smaller texture or fewer faces.")
+    return b"".join([struct.pack("<4sII", b"glTF", 2, total), struct.pack("<I4s", len(text), b"JSON"), text, *body])
 
 
 def y_up(points: Array) -> Array:

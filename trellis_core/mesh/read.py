@@ -14,10 +14,8 @@ import torch
 from ..errors import InputError
 from ..values import Mesh
 from .frames import y_up_to_z_up
+from .glb import join_glb
 from .topology import Array
-
-LIMIT = 2**32 - 1
-"""Bytes of the largest GLB: the format stores its length in 32 bits."""
 
 _JSON, _BIN = b"JSON", b"BIN\0"
 _TRIANGLES = 4
@@ -54,13 +52,7 @@ def with_extras(glb: bytes, extras: Mapping[str, Any]) -> bytes:
     if extras:
         asset = document.setdefault("asset", {"version": "2.0"})
         asset["extras"] = {**asset.get("extras", {}), **extras}
-    text = json.dumps(document, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 4)
-    total = 12 + 8 + len(text) + (8 + len(binary) if binary else 0)
-    if total > LIMIT:
-        raise InputError(f"The model takes {total / 1e9:.1f} GB, a GLB can hold 4.2: use a smaller texture or fewer faces.")
-    parts = [struct.pack("<4sII", b"glTF", 2, total), struct.pack("<I4s", len(text), _JSON), text]
-    return b"".join(parts + ([struct.pack("<I4s", len(binary), _BIN), binary] if binary else []))
+    return join_glb(document, binary)
 
 
 def split_glb(data: bytes) -> tuple[dict[str, Any], bytes]:
