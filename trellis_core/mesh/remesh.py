@@ -7,6 +7,8 @@ lies inside the wall is dropped. Nothing is inflated. `narrow_band_remesh` is th
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -157,7 +159,7 @@ def _fit(quads: Quads, row: Array, walls: Walls, normals: Array, lattice: Lattic
     normal = np.repeat(normal / np.linalg.norm(normal, axis=1, keepdims=True).clip(1e-30), 4, axis=0)
 
     def total(values: Array) -> Array:
-        columns = values.reshape(len(values), -1).T
+        columns = values.reshape(len(values), math.prod(values.shape[1:])).T
         return np.stack([np.bincount(vertex, column, minlength=count) for column in columns], axis=1)
 
     amount = np.bincount(vertex, minlength=count)
