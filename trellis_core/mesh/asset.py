@@ -1,6 +1,6 @@
 """From a decoded mesh and its PBR voxels to a finished, textured asset: our default way (spec F 1).
 
-clean - (remesh) - decimate - unwrap - bake - write.
+(remesh) - clean - decimate - unwrap - bake - write.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from .decimate import decimate
 from .glb import glb_bytes, write_whole
 from .images import MIME_TYPES
 from .normals import chart_normals
+from .remesh import solid_remesh
 from .report import AssetReport, surface_facts
+from .topology import Array
 from .unwrap import texel_corners, unwrap
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 PADDING = 2
 """Texels between charts, for every 1024 of the texture's side from 2048 on one more."""
+GAP_PER_BAND = 2.0
+"""Width in voxels of the openings that remeshing closes, per unit of the setting `remesh_band`."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,8 @@ def make_asset(
     Args:
         mesh: any triangles, as decoded: winding, duplicates and holes do not matter.
         voxels: what to paint it with.
-        settings: `decimation_target` (vertices), `texture_size`, `remesh` and `uv_unwrap_*` are used.
+        settings: `decimation_target` (vertices), `texture_size`, `uv_unwrap_*`, `remesh` (wrap everything in one outer wall,
+            see `solid_remesh`) and `remesh_band` are used; `remesh_project` means nothing to that method.
         ctx: told the progress; a cancel takes effect within a second.
         alpha_mode: OPAQUE, MASK or BLEND; None decides from the voxels.
         image_format: png, jpeg or webp.
@@ -109,13 +114,13 @@ def make_asset(
     if image_format not in MIME_TYPES:
         raise InputError(f"Textures can be stored as {', '.join(MIME_TYPES)}, not as {image_format!r}.")
     voxels = _check_voxels(voxels)
-    vertices, faces = check_mesh(mesh.vertices.cpu().numpy(), mesh.faces.cpu().numpy())
+    vertices, faces = check_mesh(*_arrays(mesh))
     clock = _Clock(ctx)
 
     if not refined:
         vertices, faces = _refine(vertices, faces, 1 / voxels.resolution, settings.decimation_target, clock)
     size = int(settings.texture_size)
-    with clock.step("unwrap", 0.35, 0.6) as part:
+    with clock.step("unwrap", 0.45, 0.65) as part:
         options = ChartOptions(
             settings.uv_unwrap_angle_threshold_deg,
             settings.uv_unwrap_refine_iterations,
@@ -124,7 +129,7 @@ def make_asset(
         )
         flat = unwrap(vertices, faces, size, options, max(PADDING, size // 1024), part)
         normals = chart_normals(vertices, faces, flat.faces, flat.source)
-    with clock.step("bake", 0.6, 0.9) as part:
+    with clock.step("bake", 0.65, 0.9) as part:
         corners, points = texel_corners(flat.uvs, flat.faces, size), torch.from_numpy(vertices[faces])
         baked = bake(corners, points, flat.texels, voxels, size, alpha_mode, part)
     with clock.step("write", 0.9, 1.0) as part:
@@ -171,7 +176,7 @@ def refine_mesh(mesh: Mesh, settings: GenerationSettings, resolution: int, ctx: 
     Raises:
         InputError: malformed mesh. EmptyResultError: it has no surface.
     """
-    vertices, faces = check_mesh(mesh.vertices.cpu().numpy(), mesh.faces.cpu().numpy())
+    vertices, faces = check_mesh(*_arrays(mesh))
     whole = ctx.part(0.0, 1 / 0.35)  # these steps are the first 35 % of making an asset
     vertices, faces = _refine(vertices, faces, 1 / resolution, settings.decimation_target, _Clock(whole))
     ctx.report(1.0)
@@ -179,12 +184,24 @@ def refine_mesh(mesh: Mesh, settings: GenerationSettings, resolution: int, ctx: 
 
 
 def _refine(vertices: Array, faces: Array, cell: float, target: int, clock: _Clock) -> tuple[Array, Array]:
-    with clock.step("clean", 0.0, 0.2) as part:
+    if settings.remesh:
+        with clock.step("remesh", 0.0, 0.2) as part:
+            gaps = GAP_PER_BAND * settings.remesh_band
+            vertices, faces = _arrays(solid_remesh(_mesh(vertices, faces), voxels.resolution, part, gaps))
+    with clock.step("clean", 0.2 if settings.remesh else 0.0, 0.3) as part:
         vertices, faces = clean(vertices, faces, cell, part)
-    with clock.step("decimate", 0.2, 0.35) as part:
+    with clock.step("decimate", 0.3, 0.45) as part:
         before = len(faces)
         vertices, faces = decimate(vertices, faces, target, part)
         return tidy(vertices, faces) if len(faces) < before else (vertices, faces)
+
+
+def _arrays(mesh: Mesh) -> tuple[Array, Array]:
+    return mesh.vertices.cpu().numpy(), mesh.faces.cpu().numpy()
+
+
+def _mesh(vertices: Array, faces: Array) -> Mesh:
+    return Mesh(torch.from_numpy(vertices), torch.from_numpy(faces))
 
 
 class _Clock:
