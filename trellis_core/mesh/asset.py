@@ -29,6 +29,7 @@ from .normals import chart_normals
 from .remesh import solid_remesh
 from .report import AssetReport, surface_facts
 from .topology import Array
+from .topology import Array
 from .unwrap import texel_corners, unwrap
 
 if TYPE_CHECKING:
