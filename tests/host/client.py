@@ -1,0 +1,114 @@
+"""Drives a running ComfyUI as its users' programs do: HTTP, and the websocket for what happens meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+PATIENCE = 600
+"""Seconds that one prompt may take."""
+
+
+@dataclass
+class Outcome:
+    """How a prompt ended: "success", "error", "interrupted", or "refused" before it began."""
+
+    how: str
+    prompt_id: str = ""
+    executed: list[str] = field(default_factory=list)
+    cached: list[str] = field(default_factory=list)
+    previews: int = 0
+    error: dict[str, Any] = field(default_factory=dict)
+    outputs: dict[str, Any] = field(default_factory=dict)
+    stopped: float = 0.0
+    ended: float = 0.0
+
+    def message(self) -> str:
+        """What the user reads."""
+        return json.dumps(self.error)
+
+    def blamed(self) -> set[str]:
+        """Ids of the nodes that the message is shown on."""
+        return set(self.error) if self.how == "refused" else {self.error.get("node_id", "")}
+
+    def files(self) -> list[dict[str, str]]:
+        """Models that the history tells of."""
+        return [entry for output in self.outputs.values() for entry in output.get("3d", [])]
+
+
+class Client:
+    """Blocking calls; `interrupt_at` stops a prompt as soon as that node has reported progress."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def get(self, path: str, **params: str) -> Any:
+        return asyncio.run(self._get(path, params))
+
+    def download(self, entry: dict[str, str]) -> bytes:
+        return asyncio.run(self._get("/view", {key: entry[key] for key in ("filename", "subfolder", "type")}))
+
+    def run(self, prompt: dict[str, Any], interrupt_at: str | None = None) -> Outcome:
+        return asyncio.run(self._run(prompt, interrupt_at))
+
+    async def _get(self, path: str, params: dict[str, str]) -> Any:
+        async with aiohttp.ClientSession() as session, session.get(self.url + path, params=params) as reply:
+            reply.raise_for_status()
+            return await reply.json() if reply.content_type == "application/json" else await reply.read()
+
+    async def _run(self, prompt: dict[str, Any], interrupt_at: str | None) -> Outcome:
+        me = uuid.uuid4().hex
+        async with aiohttp.ClientSession() as session:
+            async with session.ws_connect(f"{self.url}/ws?clientId={me}", max_msg_size=0) as socket:
+                async with session.post(self.url + "/prompt", json={"prompt": prompt, "client_id": me}) as reply:
+                    body = await reply.json()
+                if reply.status != 200:
+                    return Outcome("refused", error=body.get("node_errors") or {"": body.get("error")})
+                outcome = Outcome("", body["prompt_id"])
+                stop = self._stopper(session, outcome, interrupt_at)
+                while not outcome.how:
+                    message = await socket.receive(timeout=PATIENCE)
+                    if message.type == aiohttp.WSMsgType.BINARY:
+                        outcome.previews += 1
+                    elif message.type == aiohttp.WSMsgType.TEXT:
+                        await self._note(json.loads(message.data), outcome, stop)
+                    else:
+                        raise ConnectionError("the host closed the websocket")
+            outcome.ended = time.monotonic()
+            for _ in range(100):  # the history is written just after the last message
+                history = await self._get(f"/history/{outcome.prompt_id}", {})
+                if history:
+                    outcome.outputs = history[outcome.prompt_id]["outputs"]
+                    break
+                await asyncio.sleep(0.05)
+            return outcome
+
+    def _stopper(self, session: aiohttp.ClientSession, outcome: Outcome, node: str | None) -> Callable[[str], Any]:
+        async def stop(reporting: str) -> None:
+            if reporting == node and not outcome.stopped:
+                outcome.stopped = time.monotonic()
+                await session.post(self.url + "/interrupt", json={"prompt_id": outcome.prompt_id})
+
+        return stop
+
+    async def _note(self, message: dict[str, Any], outcome: Outcome, stop: Callable[[str], Any]) -> None:
+        kind, data = message["type"], message["data"]
+        if data.get("prompt_id") not in (None, outcome.prompt_id):
+            return
+        if kind == "execution_cached":
+            outcome.cached = data["nodes"]
+        elif kind == "executing" and data.get("node"):
+            outcome.executed.append(data["node"])
+        elif kind == "progress":
+            await stop(data["node"])
+        elif kind == "execution_error":
+            outcome.how, outcome.error = "error", data
+        elif kind in ("execution_success", "execution_interrupted"):
+            outcome.how = kind.removeprefix("execution_")
