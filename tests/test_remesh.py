@@ -42,7 +42,9 @@ def decoded(solid: Solid, resolution: int = R) -> Mesh:
         far = [slice(1, None)] * 3
         far[axis] = slice(None, -1)
         crossed[..., axis] = inside[tuple(far)] != inside[1:, 1:, 1:]
-    corner = np.stack([inside[x : x + resolution, y : y + resolution, z : z + resolution] for x in (0, 1) for y in (0, 1) for z in (0, 1)])
+    corner = np.stack(
+        [inside[x : x + resolution, y : y + resolution, z : z + resolution] for x in (0, 1) for y in (0, 1) for z in (0, 1)]
+    )
     coords = np.argwhere(corner.any(0) & ~corner.all(0))
     point = (coords + 0.5) / resolution - 0.5
     for _ in range(6):
@@ -56,7 +58,7 @@ def decoded(solid: Solid, resolution: int = R) -> Mesh:
 
 def joined(*meshes: Mesh) -> Mesh:
     start = np.cumsum([0] + [len(mesh.vertices) for mesh in meshes])
-    faces = [mesh.faces + int(offset) for mesh, offset in zip(meshes, start)]
+    faces = [mesh.faces + int(offset) for mesh, offset in zip(meshes, start[:-1], strict=True)]
     return Mesh(torch.cat([mesh.vertices for mesh in meshes]), torch.cat(faces).int())
 
 

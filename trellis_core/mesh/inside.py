@@ -133,7 +133,7 @@ def _passages(
             width[rows] = tree.query(middle[rows], distance_upper_bound=2 * widest)[0]
             ctx.report((axis + rows[-1] / len(a)) / 3)
         parts.append((a, a + stride, np.minimum(width, 2 * widest)))
-    return tuple(np.concatenate(column) for column in zip(*parts))
+    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
 
 def _flood(a: Array, b: Array, width: Array, rooms: int, count: int, border: int, widest: float) -> Array:

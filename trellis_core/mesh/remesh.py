@@ -50,7 +50,9 @@ def solid_remesh(mesh: Mesh, resolution: int, ctx: RunContext = QUIET, close_gap
         EmptyResultError: nothing is left.
     """
     if resolution < 4 or not 0 <= close_gaps <= 16:
-        raise InputError(f"Remeshing needs a resolution of at least 4 and gaps of 0 to 16 voxels, not {resolution} and {close_gaps}.")
+        raise InputError(
+            f"Remeshing needs a resolution of at least 4 and gaps of 0 to 16 voxels, not {resolution} and {close_gaps}."
+        )
     vertices, faces = merge_vertices(*check_mesh(mesh.vertices.cpu().numpy(), mesh.faces.cpu().numpy()))
     faces = drop_repeated_faces(faces)
     lattice = _lattice_around(vertices, 1 / resolution, margin(close_gaps))

@@ -108,9 +108,7 @@ def vertex_normals(vertices: Array, faces: Array) -> Array:
     """Unit normals [V, 3]: area-weighted sum over incident faces; zero where a vertex has none or they cancel."""
     weighted = face_normals(vertices, faces).astype(np.float64)
     flat = faces.reshape(-1)
-    total = np.stack(
-        [np.bincount(flat, np.repeat(weighted[:, k], 3), minlength=len(vertices)) for k in range(3)], axis=1
-    )
+    total = np.stack([np.bincount(flat, np.repeat(weighted[:, k], 3), minlength=len(vertices)) for k in range(3)], axis=1)
     length = np.linalg.norm(total, axis=1, keepdims=True)
     return np.divide(total, length, out=np.zeros_like(total), where=length > 0).astype(vertices.dtype)
 

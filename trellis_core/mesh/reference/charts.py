@@ -35,6 +35,9 @@ class ChartSettings(NamedTuple):
     smooth: float = 1.0
 
 
+AS_EXPORTED = ChartSettings()
+
+
 class _Surface(NamedTuple):
     """What clustering needs of a mesh: unit normals [F, 3], areas [F], and the faces at both sides of inner edges."""
 
@@ -45,7 +48,7 @@ class _Surface(NamedTuple):
     lengths: Array  # of every edge
 
 
-def cluster(vertices: Array, faces: Array, settings: ChartSettings = ChartSettings(), ctx: RunContext = QUIET) -> Array:
+def cluster(vertices: Array, faces: Array, settings: ChartSettings = AS_EXPORTED, ctx: RunContext = QUIET) -> Array:
     """Chart number int64 [F] of every face; charts are connected and numbered by their lowest face."""
     surface = _measure(vertices, faces)
     chart = np.arange(len(faces))
@@ -196,7 +199,7 @@ def unwrap(vertices: Array, faces: Array, chart: Array, ctx: RunContext = QUIET)
         ctx.check()
     atlas.generate()
     parts = [atlas[k] for k in range(len(sources))]
-    source = np.concatenate([used[mapping] for used, (mapping, _, _) in zip(sources, parts)])
+    source = np.concatenate([used[mapping] for used, (mapping, _, _) in zip(sources, parts, strict=True)])
     offsets = np.cumsum([0] + [len(mapping) for mapping, _, _ in parts[:-1]])
-    new_faces = np.concatenate([part[1].astype(np.int64) + offset for part, offset in zip(parts, offsets)])
+    new_faces = np.concatenate([part[1].astype(np.int64) + offset for part, offset in zip(parts, offsets, strict=True)])
     return vertices[source], new_faces.astype(np.int32), np.concatenate([uv for _, _, uv in parts]), source

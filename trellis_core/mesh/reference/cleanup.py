@@ -7,8 +7,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..topology import Array, compact, edges, face_areas, face_components, face_normals, first_seen_order
-from ..topology import graph_components, manifold_pairs
+from ..topology import (
+    Array,
+    compact,
+    edges,
+    face_areas,
+    face_components,
+    face_normals,
+    first_seen_order,
+    graph_components,
+    manifold_pairs,
+)
 
 
 def fill_holes(vertices: Array, faces: Array, max_perimeter: float) -> tuple[Array, Array]:
