@@ -29,7 +29,6 @@ from .normals import chart_normals
 from .remesh import solid_remesh
 from .report import AssetReport, surface_facts
 from .topology import Array
-from .topology import Array
 from .unwrap import texel_corners, unwrap
 
 if TYPE_CHECKING:
@@ -119,7 +118,7 @@ def make_asset(
     clock = _Clock(ctx)
 
     if not refined:
-        vertices, faces = _refine(vertices, faces, 1 / voxels.resolution, settings.decimation_target, clock)
+        vertices, faces = _refine(vertices, faces, voxels.resolution, settings, clock)
     size = int(settings.texture_size)
     with clock.step("unwrap", 0.45, 0.65) as part:
         options = ChartOptions(
@@ -171,29 +170,31 @@ def refine_mesh(mesh: Mesh, settings: GenerationSettings, resolution: int, ctx: 
 
     Args:
         mesh: as decoded.
-        settings: `decimation_target` (vertices) and `remesh` are used.
+        settings: `decimation_target` (vertices), `remesh` and `remesh_band` are used.
         resolution: voxels per axis of the grid it was decoded from; sets what counts as small.
 
     Raises:
         InputError: malformed mesh. EmptyResultError: it has no surface.
     """
     vertices, faces = check_mesh(*_arrays(mesh))
-    whole = ctx.part(0.0, 1 / 0.35)  # these steps are the first 35 % of making an asset
-    vertices, faces = _refine(vertices, faces, 1 / resolution, settings.decimation_target, _Clock(whole))
+    whole = ctx.part(0.0, 1 / 0.45)  # these steps are the first 45 % of making an asset
+    vertices, faces = _refine(vertices, faces, resolution, settings, _Clock(whole))
     ctx.report(1.0)
     return Mesh(*(torch.from_numpy(np.ascontiguousarray(array)) for array in (vertices, faces)))
 
 
-def _refine(vertices: Array, faces: Array, cell: float, target: int, clock: _Clock) -> tuple[Array, Array]:
+def _refine(
+    vertices: Array, faces: Array, resolution: int, settings: GenerationSettings, clock: _Clock
+) -> tuple[Array, Array]:
     if settings.remesh:
         with clock.step("remesh", 0.0, 0.2) as part:
             gaps = GAP_PER_BAND * settings.remesh_band
-            vertices, faces = _arrays(solid_remesh(_mesh(vertices, faces), voxels.resolution, part, gaps))
+            vertices, faces = _arrays(solid_remesh(_mesh(vertices, faces), resolution, part, gaps))
     with clock.step("clean", 0.2 if settings.remesh else 0.0, 0.3) as part:
-        vertices, faces = clean(vertices, faces, cell, part)
+        vertices, faces = clean(vertices, faces, 1 / resolution, part)
     with clock.step("decimate", 0.3, 0.45) as part:
         before = len(faces)
-        vertices, faces = decimate(vertices, faces, target, part)
+        vertices, faces = decimate(vertices, faces, settings.decimation_target, part)
         return tidy(vertices, faces) if len(faces) < before else (vertices, faces)
 
 
