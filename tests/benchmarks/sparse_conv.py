@@ -10,6 +10,7 @@ multiplications of neighbours that exist; `peak` is a GEMM [16384, C] x [C, C] o
 from __future__ import annotations
 
 import argparse
+import ctypes
 import math
 import statistics
 import time
@@ -57,7 +58,8 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 
 def peak_growth(work: Callable[[], object]) -> float:
-    """MB by which the largest resident size grows beyond what is resident before `work`."""
+    """MB by which the largest resident size grows beyond what is resident before `work` (Linux with glibc)."""
+    ctypes.CDLL(None).malloc_trim(0)  # or freed memory of earlier work would hide the growth
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
     before = _status("VmRSS")
