@@ -1,10 +1,12 @@
 """Stage values as safetensors files: what one machine sampled, another can go on from.
 
-A file holds one value. Its metadata says which (`stage`), and its plain numbers; tensors go by their field's name.
+A file holds one value. One entry of its metadata, JSON, says which (`stage`) and holds its plain numbers; tensors go by
+their field's name.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import fields
 from pathlib import Path
@@ -19,6 +21,8 @@ from .mesh.glb import write_whole
 from .values import Shape, Structure, Texture
 
 FORMAT = "trellis_core.stage.1"
+"""Key of the metadata entry. One entry only: safetensors keeps several in no order, and equal stages are equal files."""
+
 STAGES = {"structure": Structure, "shape": Shape, "texture": Texture}
 
 Stage = Structure | Shape | Texture
@@ -33,8 +37,8 @@ def save_stage(value: Stage, path: str | os.PathLike[str]) -> None:
     name = next(stage for stage, kind in STAGES.items() if isinstance(value, kind))
     entries = {field.name: getattr(value, field.name) for field in fields(value)}
     tensors = {key: entry.contiguous() for key, entry in entries.items() if isinstance(entry, Tensor)}
-    numbers = {key: str(entry) for key, entry in entries.items() if not isinstance(entry, Tensor)}
-    write_whole(path, save(tensors, {"format": FORMAT, "stage": name, **numbers}))
+    numbers = {key: entry for key, entry in entries.items() if not isinstance(entry, Tensor)}
+    write_whole(path, save(tensors, {FORMAT: json.dumps({"stage": name, **numbers})}))
 
 
 def load_stage(path: str | os.PathLike[str]) -> Stage:
@@ -46,20 +50,21 @@ def load_stage(path: str | os.PathLike[str]) -> Stage:
     path = Path(path)
     try:
         with safe_open(path, framework="pt") as file:
-            notes = file.metadata() or {}
+            text = (file.metadata() or {}).get(FORMAT)
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}
     except FileNotFoundError:
         raise InputError(f"There is no file {path}.") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is damaged or not a stage file: {error}.") from error
-    kind = STAGES.get(notes.get("stage", ""))
-    if notes.get("format") != FORMAT or kind is None:
+    if text is None:
         raise InputError(f"{path} is not a stage file of this program. Save Stage writes them.")
     try:
+        notes = json.loads(text)
+        kind = STAGES[notes["stage"]]
         numbers = {f.name: int(notes[f.name]) for f in fields(kind) if f.name not in tensors}
         value = kind(**tensors, **numbers)
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} lacks a part of a {notes['stage']}: {error}.") from error
+        raise InputError(f"{path} lacks a part of a stage: {type(error).__name__} {error}.") from error
     _check(value, path)
     return value
 
