@@ -20,6 +20,7 @@ from PIL import Image
 
 from .. import stages
 from ..family import Family, load_family
+from ..mesh.asset import Asset, make_asset
 from ..mesh.dual_grid import dual_grid_to_mesh
 from ..settings import GenerationSettings
 from ..values import Mesh, PbrVoxels
@@ -70,6 +71,19 @@ class Result:
     mesh: Mesh
     voxels: PbrVoxels
 
+    def raw(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Vertices [V, 3], their attributes [V, 6] and faces [F, 3], as decoded."""
+        return self.mesh.vertices.numpy(), self.voxels.attrs.numpy().clip(0, 1), self.mesh.faces.numpy()
+
+
+def finished(asset: Asset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Vertices, their attributes read back from the textures, and faces of a finished asset."""
+    size = asset.base_color.shape[0]
+    x, y = (asset.uvs * size).long().clamp(0, size - 1).unbind(1)
+    colour, packed = asset.base_color[y, x].float() / 255, asset.metallic_roughness[y, x].float() / 255
+    attrs = torch.cat([colour[:, :3], packed[:, 2:3], packed[:, 1:2], colour[:, 3:]], dim=1)
+    return asset.vertices.numpy(), attrs.numpy(), asset.faces.numpy()
+
 
 def generate(family: Family, truths: Sequence[Truth], settings: GenerationSettings) -> Iterator[Result]:
     """Run the stages on the truths' pictures, a batch at a time."""
@@ -84,22 +98,34 @@ def generate(family: Family, truths: Sequence[Truth], settings: GenerationSettin
             yield Result(structure.coords[rows, 1:].numpy(), mesh, voxels)
 
 
-def compare(result: Result, truth: Truth) -> dict[str, float]:
-    """All measures of one result against one truth (raw decoded mesh)."""
-    vertices, faces = result.mesh.vertices.numpy(), result.mesh.faces.numpy()
-    attrs = result.voxels.attrs.numpy().clip(0, 1)
+def compare(vertices: np.ndarray, attrs: np.ndarray, faces: np.ndarray, truth: Truth) -> dict[str, float]:
+    """Surface and attribute measures of one mesh against one truth."""
     points = metrics.surface_points(vertices, faces)
     chamfer, (f05, f03) = metrics.chamfer_and_f(points, truth.points)
     error = metrics.two_way_attribute_error(vertices, attrs, truth.vertices, truth.attrs)
     return {
-        "structure_iou": metrics.grid_iou(result.coarse, truth.coarse),
         "chamfer": chamfer,
         "f_05": f05,
         "f_03": f03,
         "rgb": float(error[:3].mean()),
         "metallic": float(error[3]),
         "roughness": float(error[4]),
-        "boundary_edges": metrics.boundary_share(faces),
+    }
+
+
+def compare_raw(result: Result, truth: Truth) -> dict[str, float]:
+    """All measures of a decoded mesh."""
+    measures = {"structure_iou": metrics.grid_iou(result.coarse, truth.coarse), **compare(*result.raw(), truth)}
+    return measures | {"boundary_edges": metrics.boundary_share(result.mesh.faces.numpy())}
+
+
+def compare_finished(result: Result, truth: Truth, settings: GenerationSettings) -> dict[str, float]:
+    """All measures of the finished asset; boundary edges as a share of its edges."""
+    asset = make_asset(result.mesh, result.voxels, settings)
+    report = asset.report
+    return compare(*finished(asset), truth) | {
+        "boundary_edges": report.boundary_edges / max(1.5 * report.faces, 1),
+        "watertight": float(report.watertight),
     }
 
 
@@ -115,16 +141,24 @@ def mean_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     return {key: round(float(np.mean([r[key] for r in rows])), 4) for key in rows[0]}
 
 
-def evaluate(family: Family, count: int, settings: GenerationSettings, first: int = FIRST_SEED) -> dict[str, dict[str, float]]:
-    """Measures `matched` and, against the next object's truth, `mismatched`; `baseline` is the mean-colour painting."""
+def evaluate(
+    family: Family, count: int, settings: GenerationSettings, first: int = FIRST_SEED, assets: bool = True
+) -> dict[str, dict[str, float]]:
+    """Means over objects: `matched`; `mismatched`, against the next object's truth; `mean_colour`, the painting baseline;
+    `finished`, the asset as it is written."""
     grid = family.scales[family.route(settings.resolution, settings.cascade).start].structure_grid
     truths = [make_truth(first + i, grid) for i in range(count)]
     results = list(generate(family, truths, settings))
-    matched = [compare(r, t) for r, t in zip(results, truths, strict=True)]
-    others = [*truths[1:], truths[0]]
-    mismatched = [compare(r, t) for r, t in zip(results, others, strict=True)]
-    baseline = [{"rgb": painted_with_mean(r, t)} for r, t in zip(results, truths, strict=True)]
-    return {"matched": mean_of(matched), "mismatched": mean_of(mismatched), "mean_colour": mean_of(baseline)}
+    pairs = list(zip(results, truths, strict=True))
+    report = {
+        "matched": mean_of([compare_raw(r, t) for r, t in pairs]),
+        "mismatched": mean_of([compare_raw(r, t) for r, t in zip(results, [*truths[1:], truths[0]], strict=True)]),
+        "mean_colour": mean_of([{"rgb": painted_with_mean(r, t)} for r, t in pairs]),
+    }
+    if assets:
+        small = settings.model_copy(update={"texture_size": 512})
+        report["finished"] = mean_of([compare_finished(r, t, small) for r, t in pairs])
+    return report
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -135,11 +169,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--resolution", type=int, default=512, choices=(512, 1024))
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a settings field, may be repeated")
+    parser.add_argument("--raw", action="store_true", help="leave the finished assets out (faster)")
     parser.add_argument("--json", type=Path, help="write the measures here too")
     args = parser.parse_args(argv)
     fields = dict(item.split("=", 1) for item in args.set)
     settings = GenerationSettings(resolution=args.resolution, seed=0, **fields)
-    report = evaluate(load_family(args.weights), args.objects, settings, args.first_seed)
+    report = evaluate(load_family(args.weights), args.objects, settings, args.first_seed, not args.raw)
     for name, row in report.items():
         print(f"{name:12}", "  ".join(f"{key} {value:.4f}" for key, value in row.items()))
     if args.json:

@@ -86,8 +86,9 @@ def load_networks(run: Path) -> tuple[dict[str, nn.Module], dict[str, tuple[Tens
         load_averaged(f"{kind}_vae", {"enc": nets[f"{kind}_enc"], "dec": nets[f"{kind}_dec"]}, run)
         if (run / f"{kind}_flow.pt").exists():
             load_averaged(f"{kind}_flow", {"model": nets[f"{kind}_flow"]}, run)
-        if (run / f"{kind}_dec.pt").exists():
-            load_averaged(f"{kind}_dec", {"dec": nets[f"{kind}_dec"]}, run)
+        for stage in (f"{kind}_dec", f"{kind}_polish"):
+            if (run / f"{stage}.pt").exists():
+                load_averaged(stage, {"dec": nets[f"{kind}_dec"]}, run)
     scale = structure_scale(load_file(cache_file(run, "latents_structure", 32))["structure"])
     fold_structure_scale(nets["ss_enc"], nets["ss_dec"], scale.flatten())
     shape = ShapeLatents.open(cache_file(run, "latents_shape", 32)).statistics()

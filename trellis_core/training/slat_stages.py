@@ -22,6 +22,7 @@ from .run import Run, flow_network, held_out_batch, held_out_tokens
 
 UNIFORM = TimeSchedule("uniform")
 HELD_OUT = 64
+BATCH = 8
 FINE_SHARE = 0.15
 """Share of the steps on the fine grid, whose objects have about four times the tokens."""
 
@@ -62,10 +63,10 @@ class Source:
 
 def open_sources(folder: Path, with_texture: bool) -> list[Source]:
     """The base grid, and the fine grid if it has been cached."""
-    sources = [Source.open(folder, 32, 16, with_texture)]
+    sources = [Source.open(folder, 32, BATCH, with_texture)]
     last = "latents_texture" if with_texture else "latents_shape"
     if cache_file(folder, last, 64).exists() and cache_file(folder, "tokens", 64).exists():
-        sources.append(Source.open(folder, 64, 4, with_texture))
+        sources.append(Source.open(folder, 64, BATCH // 4, with_texture))
     return sources
 
 

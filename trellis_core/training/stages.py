@@ -18,7 +18,8 @@ from .flows import sample_structure, structure_flow_loss
 from .loop import Recipe, train_stage
 from .networks import TOKEN_WIDTH, make_image_encoder, make_network
 from .run import VALIDATION, Run, auxiliary_heads, flow_network, held_out_batch, held_out_tokens
-from .slat_stages import train_shape_flow, train_texture_flow
+from .polish import polish_shape_decoder, polish_texture_decoder
+from .slat_stages import texture_statistics, train_shape_flow, train_texture_flow
 
 VIEWS = 2
 ENCODER_BATCH = STRUCTURE_BATCH = 32
@@ -32,6 +33,8 @@ RECIPES = {
     "ss_flow": Recipe(seconds=1500, lr=2e-3, decay=0.999),
     "shape_flow": Recipe(seconds=1900, lr=2e-3, decay=0.999),
     "tex_flow": Recipe(seconds=1500, lr=2e-3, decay=0.999),
+    "shape_polish": Recipe(seconds=250, lr=1e-3),
+    "tex_polish": Recipe(seconds=250, lr=1e-3),
 }
 """CPU-seconds and rates of every stage, in the order of a full run."""
 
@@ -121,29 +124,30 @@ def train_texture_vae(run: Run, recipe: Recipe) -> None:
 
 
 def finetune_shape_decoder(run: Run, recipe: Recipe) -> None:
-    """Shape decoder alone, on latents with the kind of error a flow model makes."""
+    """Shape decoder alone, on noisy latents."""
     enc, dec = make_network("shape_enc"), make_network("shape_dec")
     run.load("shape_vae", enc=enc, dec=dec)
-    _, spread = run.shape_latents.statistics()
+    perturb = vaes.latent_noise(0.6, run.shape_latents.statistics()[1])
     held_out = held_out_batch(run)
 
     def loss(generator: torch.Generator) -> dict[str, Tensor]:
-        return vaes.shape_loss(enc, dec, _random_batch(run, 8, generator), generator, spread=spread, strength=0.6)
+        return vaes.shape_loss(enc, dec, _random_batch(run, 8, generator), generator, perturb)
 
     train_stage("shape_dec", {"dec": dec}, loss, lambda: vaes.shape_report(enc, dec, held_out), run.folder, recipe)
 
 
 def finetune_texture_decoder(run: Run, recipe: Recipe) -> None:
-    """Texture decoder alone, on perturbed latents."""
+    """Texture decoder alone, on noisy latents."""
     enc, dec = make_network("tex_enc"), make_network("tex_dec")
     run.load("tex_vae", enc=enc, dec=dec)
-    spread = load_file(cache_file(run.folder, "latents_texture", 32))["texture"][0].std(0)
+    _, spread = texture_statistics(load_file(cache_file(run.folder, "latents_texture", 32))["texture"])
+    perturb = vaes.latent_noise(0.6, spread)
     held_out = held_out_batch(run)
     weights = vaes.channel_weights(held_out.attrs)
 
     def loss(generator: torch.Generator) -> dict[str, Tensor]:
         batch = _random_batch(run, 8, generator, colours=True)
-        return vaes.texture_loss(enc, dec, batch, weights, generator, spread=spread, strength=0.6)
+        return vaes.texture_loss(enc, dec, batch, weights, generator, perturb)
 
     train_stage("tex_dec", {"dec": dec}, loss, lambda: vaes.texture_report(enc, dec, held_out), run.folder, recipe)
 
@@ -197,4 +201,6 @@ STAGES: dict[str, Callable[[Run, Recipe], None]] = {
     "ss_flow": train_structure_flow,
     "shape_flow": train_shape_flow,
     "tex_flow": train_texture_flow,
+    "shape_polish": polish_shape_decoder,
+    "tex_polish": polish_texture_decoder,
 }

@@ -53,7 +53,7 @@ CACHES = {
 }
 ORDER = (
     "encoder", "tokens", "tokens_64", "ss_vae", "structure", "shape_vae", "shape", "shape_64", "tex_vae", "texture", "texture_64",
-    "ss_flow", "shape_flow", "tex_flow", "shape_dec", "tex_dec",
+    "ss_flow", "shape_flow", "tex_flow", "shape_dec", "tex_dec", "shape_polish", "tex_polish",
 )  # fmt: skip
 """Steps of a full run; names ending in _64 make caches of the objects on the fine grid."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ..mesh.dual_grid import dual_grid_quads
 from ..sparse.resample import ResamplePlan
-from ..vae.sparse_unet import dual_grid_features
+from ..vae.sparse_unet import Latent, dual_grid_features
 from .losses import kl_to_standard_normal, shape_reconstruction, split_loss
 
 
@@ -41,11 +42,19 @@ def structure_loss(encoder: nn.Module, decoder: nn.Module, occupancy: Tensor, ge
     return {"loss": 8 * bce + 1e-3 * kl, "bce": bce.detach(), "kl": kl.detach()}
 
 
-def _perturb(z: Tensor, strength: float, spread: Tensor, coords: Tensor, generator: torch.Generator) -> Tensor:
-    """z + U(0, strength) per sample * spread [C] * N(0, 1): what a decoder must bear from a flow model."""
-    samples = int(coords[:, 0].max()) + 1
-    amount = torch.rand(samples, 1, generator=generator)[coords[:, 0].long()] * strength
-    return z + amount * spread * torch.randn(z.shape, generator=generator)
+Perturb = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+"""(latent means [T, C], coords int32 [T, 4], generator) -> what the decoder is to bear instead."""
+
+
+def latent_noise(strength: float, spread: Tensor) -> Perturb:
+    """z + U(0, strength) per sample * spread [C] * N(0, 1): a rough picture of a flow model's errors."""
+
+    def perturb(z: Tensor, coords: Tensor, generator: torch.Generator) -> Tensor:
+        samples = int(coords[-1, 0]) + 1
+        amount = torch.rand(samples, 1, generator=generator)[coords[:, 0].long()] * strength
+        return z + amount * spread * torch.randn(z.shape, generator=generator)
+
+    return perturb
 
 
 def plan_occupancies(plans: list[ResamplePlan], latent_rows: int) -> list[Tensor]:
@@ -55,18 +64,18 @@ def plan_occupancies(plans: list[ResamplePlan], latent_rows: int) -> list[Tensor
 
 
 def shape_loss(
-    encoder: nn.Module, decoder: nn.Module, batch: SparseBatch, generator: torch.Generator, *, spread: Tensor | None = None, strength: float = 0.0
+    encoder: nn.Module, decoder: nn.Module, batch: SparseBatch, generator: torch.Generator, perturb: Perturb | None = None
 ) -> dict[str, Tensor]:
-    """One step of the shape autoencoder; with `spread` the encoder is frozen and the latent perturbed (decoder finetune)."""
+    """One step of the shape autoencoder; with `perturb` the encoder is frozen and the latent perturbed (decoder finetune)."""
     feats = dual_grid_features(batch.vertices, batch.flags)
-    with torch.set_grad_enabled(spread is None):
+    with torch.set_grad_enabled(perturb is None):
         latent = encoder(feats, batch.coords)
-    z, kl = _posterior(latent, batch, generator, spread, strength)
+    z, kl = _posterior(latent, generator, perturb)
     decoding = decoder(z, latent.coords, plans=latent.plans)
     occupancies = plan_occupancies(latent.plans, len(latent.coords))
     terms = shape_reconstruction(decoding.raw, batch.vertices, batch.flags, decoding.subdivisions, occupancies)
     loss = 5 * terms["vertex"] + terms["flags"] + terms["subdivision"] + 1e-3 * kl
-    if spread is not None:
+    if perturb is not None:
         quads = batch_quads(batch)
         terms["split"] = split_loss(decoding.raw[:, 6], batch.coords[:, 1:] + batch.vertices, quads)
         loss = loss + 0.2 * terms["split"]
@@ -89,15 +98,13 @@ def texture_loss(
     batch: SparseBatch,
     weights: Tensor,
     generator: torch.Generator,
-    *,
-    spread: Tensor | None = None,
-    strength: float = 0.0,
+    perturb: Perturb | None = None,
 ) -> dict[str, Tensor]:
     """One step of the texture autoencoder; weights [6] balance the channels. Finetune as in `shape_loss`."""
     target = batch.attrs * 2 - 1
-    with torch.set_grad_enabled(spread is None):
+    with torch.set_grad_enabled(perturb is None):
         latent = encoder(target, batch.coords)
-    z, kl = _posterior(latent, batch, generator, spread, strength)
+    z, kl = _posterior(latent, generator, perturb)
     raw, _ = decoder(z, latent.coords, plans=latent.plans)
     per_channel = (raw - target).square().mean(0)
     loss = (per_channel * weights).sum() + 1e-3 * kl
@@ -105,9 +112,9 @@ def texture_loss(
     return {"loss": loss, "rgb": rgb.detach(), "metallic": metallic.detach(), "roughness": roughness.detach(), "kl": kl.detach()}
 
 
-def _posterior(latent, batch: SparseBatch, generator: torch.Generator, spread: Tensor | None, strength: float) -> tuple[Tensor, Tensor]:
-    if spread is not None:
-        return _perturb(latent.mean, strength, spread, latent.coords, generator), latent.mean.new_zeros(())
+def _posterior(latent: Latent, generator: torch.Generator, perturb: Perturb | None) -> tuple[Tensor, Tensor]:
+    if perturb is not None:
+        return perturb(latent.mean, latent.coords, generator), latent.mean.new_zeros(())
     noise = torch.randn(latent.mean.shape, generator=generator)
     return latent.mean + (0.5 * latent.logvar).exp() * noise, kl_to_standard_normal(latent.mean, latent.logvar)
 
