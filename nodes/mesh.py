@@ -191,6 +191,8 @@ class LoadMesh(io.ComfyNode):
 
         if model is not None:
             return io.NodeOutput(meshes.to_host(read_mesh(model.get_bytes(), model.format)))
+        if not file.strip():
+            raise InputError("Give the name of a mesh file, or connect a model.")
         path = host.user_file(file)[0]
         return io.NodeOutput(meshes.to_host(read_mesh(path.read_bytes(), path.suffix)))
 

@@ -16,9 +16,11 @@ def _with_mask(value: float, width: int, height: int) -> dict[str, Any]:
 
 
 def _with_loader(kind: str, file: str) -> dict[str, Any]:
+    stage = kind == "TrellisCoreLoadStage"
+    consumer, socket = ("TrellisCoreSaveStage", "stage") if stage else ("TrellisCoreSaveGLB", "glb")
     return {
         "1": {"class_type": kind, "inputs": {"file": file}},
-        "2": {"class_type": "TrellisCoreSaveGLB", "inputs": {"glb": ["1", 0], "filename_prefix": "3d/x"}},
+        "2": {"class_type": consumer, "inputs": {socket: ["1", 0], "filename_prefix": "x"}},
     }
 
 
