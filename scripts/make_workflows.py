@@ -1,0 +1,186 @@
+"""Writes example_workflows/NAME.json, in the editor's format, from example_workflows/api/NAME.json.
+
+    python scripts/make_workflows.py
+
+The API files say what happens; here is only where the nodes stand. The order of sockets and widgets comes from the stored
+/object_info of tests/host.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+SCHEMAS = json.loads((ROOT / "tests" / "host" / "object_info.json").read_text())
+CORE: dict[str, dict[str, Any]] = {
+    "LoadImage": {"inputs": {"image": {"type": "COMBO"}}, "outputs": [["IMAGE", "IMAGE"], ["MASK", "MASK"]]},
+    "ImageBatch": {
+        "inputs": {"image1": {"type": "IMAGE"}, "image2": {"type": "IMAGE"}},
+        "outputs": [["IMAGE", "IMAGE"]],
+    },
+}
+WIDGETS = ("COMBO", "INT", "FLOAT", "BOOLEAN", "STRING")
+OPTIONAL_SHAPE = 7
+GAP = 60
+
+HUB = "https://huggingface.co"
+MODELS = [
+    ("trellis_2_int8_convrot.safetensors", f"{HUB}/Comfy-Org/TRELLIS.2/resolve/main/diffusion_models", "diffusion_models"),
+    ("trellis_2_shape_vae_bf16.safetensors", f"{HUB}/Comfy-Org/TRELLIS.2/resolve/main/vae", "vae"),
+    ("trellis_2_texture_vae_bf16.safetensors", f"{HUB}/Comfy-Org/TRELLIS.2/resolve/main/vae", "vae"),
+    ("dino_v3_L_naf_fp32.safetensors", f"{HUB}/Comfy-Org/Pixal3D/resolve/main/clip_vision", "clip_vision"),
+]
+"""The host's own TRELLIS.2 files, where a user can get them: name, address of the folder, folder below models/."""
+
+NOTES = {
+    "one_node": "## One node\nChoose a picture of one object in *Load Image*, press **Run**, and look at the model on *Save GLB*.",
+    "image_to_3d_stages": "## Stage by stage\nStructure, shape, texture, mesh, textures: change something late and only what "
+    "follows runs again. *Asset Report* says how good the model is.",
+    "cascade_1024": "## 1024\n*Sample Shape* forms a coarse shape first and refines it (cascade). Finer, and several times slower.",
+    "shape_only": "## Shape only\nNo texture is painted: a clean mesh to print, to sculpt on, or to paint yourself.",
+    "texture_variants": "## Two textures on one shape\nThe shape is made once. *variant* of the second *Sample Texture* is 1: "
+    "any other number paints another texture.",
+    "batch": "## Several pictures\nA batch makes one model of each picture; leaf through them with the arrows on *Save GLB*.",
+}
+WEIGHTS_NOTE = (
+    "\n\n**mini** ships with the pack and is small: a toy that shows the way. For full quality put the official weights into "
+    "`models/trellis2/` and choose them in *Load TRELLIS.2*: "
+    "[microsoft/TRELLIS.2-4B](https://huggingface.co/microsoft/TRELLIS.2-4B), "
+    "[TRELLIS-image-large](https://huggingface.co/microsoft/TRELLIS-image-large), "
+    "[DINOv3](https://huggingface.co/facebook/dinov3-vitl16-pretrain-lvd1689m). The pack's README says what goes where."
+)
+
+
+def editor_workflow(name: str, prompt: dict[str, Any]) -> dict[str, Any]:
+    """A graph of the editor that posts exactly this prompt."""
+    links: list[list[Any]] = []
+    places = _places(prompt)
+    order = sorted(prompt, key=lambda key: (_depth(prompt, key), int(key)))
+    nodes = [_node(key, prompt, order.index(key), places[key], links) for key in prompt]
+    by_id = {node["id"]: node for node in nodes}
+    for link, source, slot, *_ in links:
+        by_id[source]["outputs"][slot]["links"].append(link)
+    nodes.append(_note(max(by_id) + 1, len(nodes), NOTES[name] + WEIGHTS_NOTE))
+    return {
+        "last_node_id": nodes[-1]["id"],
+        "last_link_id": len(links),
+        "nodes": nodes,
+        "links": links,
+        "groups": [],
+        "config": {},
+        "extra": {},
+        "version": 0.4,
+    }
+
+
+def _schema(kind: str) -> dict[str, Any]:
+    return CORE.get(kind) or SCHEMAS[kind]
+
+
+def _node(key: str, prompt: dict[str, Any], order: int, place: tuple[int, int], links: list[list[Any]]) -> dict[str, Any]:
+    kind, values = prompt[key]["class_type"], prompt[key]["inputs"]
+    schema = _schema(kind)
+    sockets = [name for name, spec in schema["inputs"].items() if spec["type"] not in WIDGETS]
+    widgets = [name for name in schema["inputs"] if name not in sockets]
+    inputs = []
+    for slot, name in enumerate([*sockets, *widgets]):
+        spec = schema["inputs"][name]
+        made: dict[str, Any] = {"name": name, "type": spec["type"], "link": None}
+        if not spec.get("needed", True):
+            made["shape"] = OPTIONAL_SHAPE
+        if name in widgets:
+            made["widget"] = {"name": name}
+        if isinstance(values.get(name), list):
+            source, output = values[name]
+            made["link"] = len(links) + 1
+            outputs = _schema(prompt[source]["class_type"])["outputs"]
+            links.append([made["link"], int(source), output, int(key), slot, outputs[output][1]])
+        inputs.append(made)
+    properties: dict[str, Any] = {"Node name for S&R": kind}
+    properties["cnr_id"] = "comfy-core" if kind in CORE else "trellis2-core"
+    if kind == "TrellisCoreLoadFamily":
+        properties["models"] = [{"name": n, "url": f"{url}/{n}", "directory": folder} for n, url, folder in MODELS]
+    return {
+        "id": int(key),
+        "type": kind,
+        "pos": list(place),
+        "size": list(_size(kind)),
+        "flags": {},
+        "order": order,
+        "mode": 0,
+        "inputs": inputs,
+        "outputs": [{"name": name, "type": type_, "links": []} for name, type_, *_ in schema["outputs"]],
+        "properties": properties,
+        "widgets_values": _widget_values(kind, widgets, values),
+    }
+
+
+def _widget_values(kind: str, widgets: list[str], values: dict[str, Any]) -> list[Any]:
+    """By position, as the editor stores them; a seed is followed by what happens to it after a run."""
+    stored: list[Any] = []
+    for name in widgets:
+        stored.append(values[name])
+        if name == "seed":
+            stored.append("fixed")
+    return [*stored, "image"] if kind == "LoadImage" else stored
+
+
+def _note(number: int, order: int, text: str) -> dict[str, Any]:
+    return {
+        "id": number,
+        "type": "MarkdownNote",
+        "pos": [0, -330],
+        "size": [640, 290],
+        "flags": {},
+        "order": order,
+        "mode": 0,
+        "inputs": [],
+        "outputs": [],
+        "title": "Read me",
+        "properties": {},
+        "widgets_values": [text],
+        "color": "#432",
+        "bgcolor": "#653",
+    }
+
+
+def _size(kind: str) -> tuple[int, int]:
+    schema = _schema(kind)
+    widgets = sum(spec["type"] in WIDGETS for spec in schema["inputs"].values()) + ("seed" in schema["inputs"])
+    rows = max(len(schema["inputs"]) - widgets, len(schema["outputs"]))
+    extra = {"LoadImage": 260, "TrellisCoreSaveGLB": 440, "TrellisCoreImageConditioner": 230, "TrellisCoreAssetReport": 240}
+    sampler = 230 if kind.startswith("TrellisCoreSample") else 0  # the live picture
+    width = 420 if kind in ("TrellisCoreSaveGLB", "TrellisCoreAssetReport") else 330
+    return width, 30 + 22 * rows + 26 * widgets + extra.get(kind, sampler)
+
+
+def _depth(prompt: dict[str, Any], key: str) -> int:
+    sources = [value[0] for value in prompt[key]["inputs"].values() if isinstance(value, list)]
+    return 1 + max((_depth(prompt, source) for source in sources), default=-1)
+
+
+def _places(prompt: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Columns by how much has to run before, each filled from above."""
+    places, x = {}, 0
+    columns: dict[int, list[str]] = {}
+    for key in prompt:
+        columns.setdefault(_depth(prompt, key), []).append(key)
+    for _, column in sorted(columns.items()):
+        y = 0
+        for key in column:
+            places[key] = (x, y)
+            y += _size(prompt[key]["class_type"])[1] + GAP
+        x += max(_size(prompt[key]["class_type"])[0] for key in column) + GAP
+    return places
+
+
+def main() -> None:
+    for path in sorted((ROOT / "example_workflows" / "api").glob("*.json")):
+        made = editor_workflow(path.stem, json.loads(path.read_text()))
+        (path.parents[1] / path.name).write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
