@@ -27,7 +27,7 @@ GAP = 60
 
 HUB = "https://huggingface.co"
 MODELS = [
-    ("trellis_2_int8_convrot.safetensors", f"{HUB}/Comfy-Org/TRELLIS.2/resolve/main/diffusion_models", "diffusion_models"),
+    ("trellis_2_bf16.safetensors", f"{HUB}/Comfy-Org/TRELLIS.2/resolve/main/diffusion_models", "diffusion_models"),
     ("trellis_2_shape_vae_bf16.safetensors", f"{HUB}/Comfy-Org/TRELLIS.2/resolve/main/vae", "vae"),
     ("trellis_2_texture_vae_bf16.safetensors", f"{HUB}/Comfy-Org/TRELLIS.2/resolve/main/vae", "vae"),
     ("dino_v3_L_naf_fp32.safetensors", f"{HUB}/Comfy-Org/Pixal3D/resolve/main/clip_vision", "clip_vision"),
