@@ -169,7 +169,14 @@ def test_ctrl_c_stops_and_leaves_nothing(weights: Path, drawn: Path, tmp_path: P
     call = [sys.executable, "-m", "trellis_core", "generate", str(drawn), "-o", str(tmp_path / "x.glb")]
     call += ["--weights", str(weights), "--ss-sampling-steps=50", "--shape-slat-sampling-steps=50", "--texture-size=4096"]
     home = Path(__file__).parents[1]
-    running = subprocess.Popen(call, cwd=home, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        call,
+        cwd=home,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background shells hand on an ignored one
+    )
     assert running.stderr is not None
     for line in running.stderr:  # the first stage is over: it runs
         if "condition" in line:
