@@ -115,10 +115,7 @@ def first_equal(rows: Array) -> Array:
 
     Sorted by a 64-bit hash; rows that share a hash without being equal are found by comparison and settled exactly.
     """
-    columns = rows.astype(np.uint64).T
-    hashed = columns[0] * np.uint64(0x9E3779B97F4A7C15)
-    for column, factor in zip(columns[1:], (0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9), strict=True):
-        hashed = (hashed ^ (hashed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9) + column * np.uint64(factor)
+    hashed = _hash(rows)
     order = np.argsort(hashed, kind="stable")
     opens = np.ones(len(rows), bool)
     opens[1:] = hashed[order[1:]] != hashed[order[:-1]]
@@ -130,3 +127,12 @@ def first_equal(rows: Array) -> Array:
         _, index, inverse = np.unique(rows[collided], axis=0, return_index=True, return_inverse=True)
         first[collided] = collided[index][inverse.reshape(-1)]
     return first
+
+
+def _hash(rows: Array) -> Array:
+    """Well mixed uint64 [N] of integers [N, 3]."""
+    columns = rows.astype(np.uint64).T
+    hashed = columns[0] * np.uint64(0x9E3779B97F4A7C15)
+    for column, factor in zip(columns[1:], (0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9), strict=True):
+        hashed = (hashed ^ (hashed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9) + column * np.uint64(factor)
+    return hashed

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from .topology import Array, Edges, edges, graph_components, manifold_pairs
+from .topology import Array, Edges, edges, face_components, graph_components, manifold_pairs
 
 _PART = 0.02
 """How far a parted vertex moves into its own sheet, as a share of the way to the middle of its faces."""
+_MIX = 10.0
+"""Cost, in radians of bend, of pairing a loose sheet with a closed wall, or of opening a wall."""
 _ROUNDS = 8
 
 
@@ -15,8 +17,8 @@ def make_manifold(vertices: Array, faces: Array) -> tuple[Array, Array]:
     """Part sheets that share an edge or a single vertex. Faces keep their order and winding; no hole is opened
     where an even number of faces meets.
 
-    At an edge of three or more faces, neighbours in angle around it are paired, flattest pairs first choice; a pair
-    never passes through another, so touching solids stay closed. Corners that no pair connects become vertices of
+    At an edge of three or more faces, neighbours in angle around it are paired, as flat as possible; a pair never passes
+    through another, so touching solids stay closed, and a loose sheet that meets a wall is let go before the wall is. Corners that no pair connects become vertices of
     their own. Where two pairs still share both ends of an edge, all but one get a new vertex in its middle. New
     vertices are moved slightly into their own sheet, so that no later merging of positions undoes the repair.
 
@@ -46,15 +48,23 @@ def _pair_sides(vertices: Array, faces: Array, found: Edges) -> Array:
     crowded = np.flatnonzero(found.counts[flat] > 2)
     crowded = crowded[np.argsort(flat[crowded], kind="stable")]
     size = found.counts[flat[crowded]]
+    loose = _loose(faces, found) if len(crowded) else None
     for k in np.unique(size):
         sides = crowded[size == k].reshape(-1, k)
-        first, second = _pair_around(vertices, faces, sides, found.pairs[flat[sides[:, 0]]])
+        first, second = _pair_around(vertices, faces, sides, found.pairs[flat[sides[:, 0]]], loose)
         partner[first], partner[second] = second, first
     return partner
 
 
-def _pair_around(vertices: Array, faces: Array, sides: Array, pairs: Array) -> tuple[Array, Array]:
-    """Pair the k sides [M, k] around each edge [M, 2] with neighbours in angle, as flat as possible in all."""
+def _loose(faces: Array, found: Edges) -> Array:
+    """Whether each face is of a patch, bounded by non-manifold edges, that has an open rim: bool [F]."""
+    patch = face_components(faces, found, manifold_only=True)
+    rim = (found.counts[found.of_face] == 1).any(1)
+    return np.bincount(patch, rim)[patch] > 0
+
+
+def _pair_around(vertices: Array, faces: Array, sides: Array, pairs: Array, loose: Array) -> tuple[Array, Array]:
+    """Pair the k sides [M, k] around each edge [M, 2] with neighbours in angle: loose with loose, and as flat as possible."""
     count, k = sides.shape
     low, high = (vertices[pairs[:, i]].astype(np.float64) for i in range(2))
     axis = _unit(high - low)[:, None]
@@ -65,10 +75,14 @@ def _pair_around(vertices: Array, faces: Array, sides: Array, pairs: Array) -> t
     order = np.argsort(angle, axis=1, kind="stable")
     sides, angle = np.take_along_axis(sides, order, 1), np.take_along_axis(angle, order, 1)
     gap = np.diff(angle, axis=1, append=angle[:, :1] + 2 * np.pi)
-    bend = np.abs(gap - np.pi)
+    sheet = loose[sides // 3]
+    cost = np.abs(gap - np.pi) + _MIX * (sheet != np.roll(sheet, -1, axis=1))
     begin = np.arange(k if k % 2 else 2)  # an odd edge may leave out any of its sides: the one before `begin`
     steps = (begin[:, None] + np.arange(0, k - 1, 2)) % k
-    best = begin[bend[:, steps].sum(-1).argmin(1)]
+    total = cost[:, steps].sum(-1)
+    if k % 2:
+        total += _MIX * ~sheet[:, begin - 1]
+    best = begin[total.argmin(1)]
     chosen = (best[:, None] + np.arange(0, k - 1, 2)) % k
     rows = np.arange(count)[:, None]
     return sides[rows, chosen].reshape(-1), sides[rows, (chosen + 1) % k].reshape(-1)
