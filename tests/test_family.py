@@ -56,6 +56,13 @@ def test_routes(root: Path) -> None:
         family.route(1536, cascade=False)
 
 
+def test_direct_sampling_needs_a_structure_as_fine_as_its_grid(tmp_path: Path) -> None:
+    family = load_family(make_family(tmp_path / "coarse", sparse_structure_decoder={"channels": [8]}))
+    assert family.structure_side == 4 and family.route(1024) == Route(512, 1024, 1024)
+    with pytest.raises(InputError, match="by the cascade only: leave it on"):
+        family.route(1024, cascade=False)
+
+
 def test_a_family_may_lack_a_scale(root: Path) -> None:
     change(root, lambda args: [args["models"].pop(f"{k}_slat_flow_model_1024") for k in ("shape", "tex")])
     family = load_family(root)

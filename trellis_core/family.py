@@ -113,6 +113,7 @@ class Family:
         samplers: by stage "structure", "shape", "texture".
         shape_norm, texture_norm: of the two structured latents.
         upscale: decoded voxels per latent voxel and axis.
+        structure_side: voxels per axis that the structure decoder makes; grids it is pooled to divide it.
         hold: how its networks come to the device; a host with a memory manager puts its own way here.
     """
 
@@ -123,6 +124,7 @@ class Family:
     shape_norm: Normalization
     texture_norm: Normalization
     upscale: int
+    structure_side: int
     hold: Hold = read_and_drop
 
     @property
@@ -141,6 +143,8 @@ class Family:
         if not cascade:
             if resolution != 1024:
                 raise InputError(f"Resolution {resolution} is reached by a cascade only; direct sampling makes 1024.")
+            if self.structure_side % self.scales[1024].structure_grid:
+                raise InputError(f"The weights {self.name} reach resolution 1024 by the cascade only: leave it on.")
             return Route(None, 1024, 1024)
         if "shape_slat_flow_model_512" not in self.networks:
             raise InputError(f"The weights {self.name} have no 512 shape network: turn the cascade off.")
@@ -270,7 +274,9 @@ def _assemble(
         raise WeightsError(f'The "resolutions" of the weights {name} lack "512", the scale of the structure.')
     params = {role: network.check() for role, network in networks.items()}
     upscale = check_together(params, known, len(shape_norm.mean), len(texture_norm.mean))
-    family = Family(name, networks, known, samplers, shape_norm, texture_norm, upscale)
+    levels = len(params["sparse_structure_decoder"].channels) - 1
+    side = params["sparse_structure_flow_model"].resolution * 2**levels
+    family = Family(name, networks, known, samplers, shape_norm, texture_norm, upscale, side)
     if not family.resolutions:
         raise WeightsError(f"The weights {name} have no pair of shape and texture flows for one resolution.")
     return family
