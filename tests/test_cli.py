@@ -167,7 +167,7 @@ def test_disk_full_leaves_nothing(
 
 def test_ctrl_c_stops_and_leaves_nothing(weights: Path, drawn: Path, tmp_path: Path) -> None:
     call = [sys.executable, "-m", "trellis_core", "generate", str(drawn), "-o", str(tmp_path / "x.glb")]
-    call += ["--weights", str(weights), "--ss-sampling-steps=50", "--shape-slat-sampling-steps=50", "--texture-size=4096"]
+    call += ["--weights", str(weights), "--seed=7", "--ss-sampling-steps=50", "--shape-slat-sampling-steps=50", "--texture-size=4096"]
     home = Path(__file__).parents[1]
     running = subprocess.Popen(
         call,
