@@ -55,7 +55,7 @@ def test_charts_fill_the_atlas_without_overlap_or_mirrors(name: str) -> None:
     np.testing.assert_array_equal(flat.source[flat.faces], faces)
     area = signed_uv_areas(flat)
     assert (area < 0).all(), "v points down: unmirrored charts have negative areas"
-    assert abs(area).sum() > (0.35 if name in ("helix", "torus") else 0.5)
+    assert abs(area).sum() > (0.35 if name == "helix" else 0.42), "padding takes its share of so small an atlas"
     assert flat.overlap <= 5e-4 * len(flat.texels.number)
     size_of_texels = np.sqrt(abs(area) / face_areas(vertices, faces))
     assert np.quantile(size_of_texels, 0.99) / np.median(size_of_texels) < 1.6, "texels are of one size everywhere"
@@ -95,7 +95,7 @@ def test_options_steer_the_charts() -> None:
     }
     assert count["narrow"] > count["default"]
     smooth = cut_charts(*surface)[0]
-    assert not np.array_equal(smooth, cut_charts(*surface, ChartOptions(refine_iterations=8))[0])
+    assert not np.array_equal(smooth, cut_charts(*surface, ChartOptions(refine_iterations=1))[0])
     assert not np.array_equal(smooth, cut_charts(*surface, ChartOptions(smooth_strength=0))[0])
     joined = cut_charts(*surface, ChartOptions(smooth_strength=0, global_iterations=10))[1]
     assert len(joined) <= count["ragged"]

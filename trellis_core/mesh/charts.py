@@ -131,10 +131,11 @@ def _quantise(surface: _Surface, limit: float, options: ChartOptions) -> Array:
     cost[forbidden & (surface.area > 0)[:, None]] = 10.0
     label = cost.argmin(1)
     vote = 0.3 * options.smooth_strength
-    for _ in range((4 if vote else 0) + options.refine_iterations):
+    for round_ in range((4 if vote else 0) + options.refine_iterations):
         one_hot = np.zeros_like(cost)
         one_hot[np.arange(count), label] = vote
-        label = (cost - neighbours @ one_hot).argmin(1)
+        turn = np.arange(count) % 2 == round_ % 2  # all at once would make neighbours swap for ever
+        label = np.where(turn, (cost - neighbours @ one_hot).argmin(1), label)
     return label
 
 

@@ -17,7 +17,7 @@ from .topology import Array, edges, face_normals, manifold_pairs
 _ANGLES = 16
 _OVERLAP = 2e-4
 """Share of covered texels that may be covered twice before the folds that cause it are cut off."""
-_UNFOLD_ROUNDS = 2
+_UNFOLD_ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def unwrap(
     """
     chart, axis = cut_charts(vertices, faces, options, ctx.part(0.0, 0.3, "unwrap"))
     for round_ in range(_UNFOLD_ROUNDS + 1):
-        part = ctx.part(0.3 + 0.2 * round_, 0.5 + 0.2 * round_, "unwrap")
+        part = ctx.part(1 - 0.7 / 2**round_, 1 - 0.35 / 2**round_, "unwrap")
         flat = _lay_out(vertices, faces, chart, axis, size, padding, part)
         if flat.overlap <= _OVERLAP * len(flat.texels.number) or round_ == _UNFOLD_ROUNDS:
             break
