@@ -10,12 +10,13 @@ MODULES = ("load", "condition", "sample", "lora", "mesh", "save", "generate")
 
 
 def extension() -> Any:
-    """The pack as the host wants it: prepares the weights folder, and hands out every node that can be imported."""
+    """The pack as the host wants it: prepares the host's folders, and hands out every node that can be imported."""
     from comfy_api.latest import ComfyExtension
 
     from . import host
 
     host.add_weights_folder()  # not in on_load: hosts of 2025 never call it
+    host.offer_examples()
 
     class Pack(ComfyExtension):
         async def get_node_list(self) -> list[type]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.ops
 import comfy.utils
+import comfy.weight_adapter
 import folder_paths
 import torch
 from comfy.cli_args import args as command_line
@@ -22,6 +24,7 @@ from torch import nn
 from ..trellis_core.errors import InputError, WeightsError
 from ..trellis_core.family import BUNDLED, Family, load_family
 from ..trellis_core.footprint import activation_bytes
+from ..trellis_core.lora.apply import Use, change_of, collect
 from ..trellis_core.run import RunContext
 from ..trellis_core.weights import NetworkFile
 
@@ -36,10 +39,26 @@ BAR = 1000
 
 PREVIEW_SIDE = 512
 
+EXAMPLES = {
+    "trellis2_toadstool.png": "photo_toadstool_cut.png",
+    "trellis2_duck.png": "icon_duck.png",
+    "trellis2_tree.png": "icon_tree.png",
+}
+"""Pictures of the example workflows: name in the input folder, name in the pack."""
+
 
 def add_weights_folder() -> None:
     """Tell the host of models/trellis2; places named in extra_model_paths.yaml are kept."""
     folder_paths.add_model_folder_path(WEIGHTS, os.path.join(folder_paths.models_dir, WEIGHTS), is_default=True)
+
+
+def offer_examples() -> None:
+    """Put the pictures of the example workflows where Load Image finds them, so that a template runs as it is."""
+    for name, picture in EXAMPLES.items():
+        target = Path(folder_paths.get_input_directory()) / name
+        with suppress(OSError):  # an input folder that cannot be written to is the user's choice
+            if not target.exists():
+                shutil.copyfile(Path(__file__).parents[1] / "examples" / picture, target)
 
 
 # Weights
@@ -122,10 +141,11 @@ class Networks:
         self._held: list[Any] = []
 
     @contextmanager
-    def __call__(self, network: NetworkFile, ctx: RunContext, rows: int) -> Iterator[nn.Module]:
+    def __call__(self, network: NetworkFile, ctx: RunContext, rows: int, loras: Sequence[Use] = ()) -> Iterator[nn.Module]:
         key = network, network.file.stat().st_mtime_ns
         patcher = self._kept.get(key) or _read(network, ctx)
         self._keep(key, patcher)
+        patcher = _patched(patcher, loras)
         self._held.append(patcher)
         try:
             model = patcher.model
@@ -146,6 +166,28 @@ class Networks:
 
 
 _networks = Networks()
+
+
+def _patched(patcher: Any, loras: Sequence[Use]) -> Any:
+    """A clone that shares the weights and that the host changes by these LoRAs while it is loaded; without any, itself."""
+    patches = {name: _Change(weighted) for name, weighted in collect(loras).items()}
+    if not patches:
+        return patcher
+    clone = patcher.clone()
+    clone.add_patches(patches)
+    return clone
+
+
+class _Change(comfy.weight_adapter.WeightAdapterBase):
+    """All LoRAs on one parameter, as the host's patches want them: our sum on the host's copy, device and rounding."""
+
+    name = "trellis-core"
+
+    def __init__(self, weighted: list[Any]) -> None:
+        self.weighted, self.weights, self.loaded_keys = weighted, [], set()
+
+    def calculate_weight(self, weight: torch.Tensor, *_args: Any, **_more: Any) -> torch.Tensor:
+        return weight.copy_(weight.float() + change_of(weight, self.weighted))
 
 
 def _read(network: NetworkFile, ctx: RunContext) -> Any:

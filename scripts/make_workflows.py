@@ -15,15 +15,15 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 SCHEMAS = json.loads((ROOT / "tests" / "host" / "object_info.json").read_text())
 CORE: dict[str, dict[str, Any]] = {
-    "LoadImage": {"inputs": {"image": {"type": "COMBO"}}, "outputs": [["IMAGE", "IMAGE"], ["MASK", "MASK"]]},
+    "LoadImage": {"name": "Load Image", "inputs": {"image": {"type": "COMBO"}}, "outputs": [["IMAGE", "IMAGE"], ["MASK", "MASK"]]},
     "ImageBatch": {
+        "name": "Batch Images",
         "inputs": {"image1": {"type": "IMAGE"}, "image2": {"type": "IMAGE"}},
         "outputs": [["IMAGE", "IMAGE"]],
     },
 }
 WIDGETS = ("COMBO", "INT", "FLOAT", "BOOLEAN", "STRING")
 OPTIONAL_SHAPE = 7
-GAP = 60
 
 HUB = "https://huggingface.co"
 MODELS = [
@@ -35,28 +35,45 @@ MODELS = [
 """The host's own TRELLIS.2 files, where a user can get them: name, address of the folder, folder below models/."""
 
 NOTES = {
-    "one_node": "## One node\nChoose a picture of one object in *Load Image*, press **Run**, and look at the model on *Save GLB*.",
-    "image_to_3d_stages": "## Stage by stage\nStructure, shape, texture, mesh, textures: change something late and only what "
-    "follows runs again. *Asset Report* says how good the model is.",
-    "cascade_1024": "## 1024\n*Sample Shape* forms a coarse shape first and refines it (cascade). Finer, and several times slower.",
-    "shape_only": "## Shape only\nNo texture is painted: a clean mesh to print, to sculpt on, or to paint yourself.",
-    "texture_variants": "## Two textures on one shape\nThe shape is made once. *variant* of the second *Sample Texture* is 1: "
-    "any other number paints another texture.",
-    "batch": "## Several pictures\nA batch makes one model of each picture; leaf through them with the arrows on *Save GLB*.",
+    "one_node": "# Image to 3D in one node\n1. Choose a picture of **one object** in *Load Image* (or keep the toadstool).\n"
+    "2. Press **Run**.\n3. Turn the model on *Save GLB* with the mouse. The file is in the output folder.",
+    "image_to_3d_stages": "# Stage by stage\nFrom left to right: what the network sees, the coarse **structure**, the **shape**, "
+    "the **texture**, a clean **mesh**, the file. Change something late, and only what follows runs again. "
+    "*Asset Report* says how good the model is.",
+    "cascade_1024": "# Finer: 1024 with cascade\n*Sample Shape* forms a coarse shape first and refines it. Finer, and several "
+    "times slower than 512.",
+    "shape_only": "# Shape only\nNo texture is painted: a clean mesh to print, to sculpt on, or to paint yourself. Nothing here "
+    "needs the texture network.",
+    "texture_variants": "# Two textures on one shape\nThe shape is made once, then painted twice. *variant* of the lower "
+    "*Sample Texture* is 1: any other number paints another texture.",
+    "batch": "# Several pictures at once\nA batch makes one model of each picture; leaf through them with the arrows on "
+    "*Save GLB*. More pictures: more *Batch Images* nodes.",
 }
 WEIGHTS_NOTE = (
-    "\n\n**mini** ships with the pack and is small: a toy that shows the way. For full quality put the official weights into "
-    "`models/trellis2/` and choose them in *Load TRELLIS.2*: "
-    "[microsoft/TRELLIS.2-4B](https://huggingface.co/microsoft/TRELLIS.2-4B), "
+    "\n\n## Weights\n**mini** comes with the pack: a small toy model that shows the way on any computer. For full quality put the "
+    "official weights into `models/trellis2/` and choose them in *Load TRELLIS.2*: "
+    "[TRELLIS.2-4B](https://huggingface.co/microsoft/TRELLIS.2-4B), "
     "[TRELLIS-image-large](https://huggingface.co/microsoft/TRELLIS-image-large), "
     "[DINOv3](https://huggingface.co/facebook/dinov3-vitl16-pretrain-lvd1689m). The pack's README says what goes where."
 )
+
+GROUPS = {
+    "1 · Picture and weights": ("#3f789e", ("LoadImage", "ImageBatch", "LoadFamily", "LoadLora", "ImageConditioner")),
+    "2 · Shape": ("#a1309b", ("SampleStructure", "SampleShape")),
+    "3 · Texture": ("#b06634", ("SampleTexture",)),
+    "2 · Model": ("#a1309b", ("ImageTo3D",)),
+    "4 · Mesh and maps": ("#3f789e", ("Decode", "Remesh", "BakeTextures")),
+    "5 · Result": ("#8a8", ("SaveGLB", "AssetReport")),
+}
+"""What stands together, from left to right: heading, colour, kinds of nodes."""
+HEAD, BORDER, GUTTER = 34, 20, 60
+"""Pixels of the editor: title of a node, frame of a group, room between two columns or rows (Nodes 2.0 are taller)."""
 
 
 def editor_workflow(name: str, prompt: dict[str, Any]) -> dict[str, Any]:
     """A graph of the editor that posts exactly this prompt."""
     links: list[list[Any]] = []
-    places = _places(prompt)
+    places, groups = _places(prompt)
     order = sorted(prompt, key=lambda key: (_depth(prompt, key), int(key)))
     nodes = [_node(key, prompt, order.index(key), places[key], links) for key in prompt]
     by_id = {node["id"]: node for node in nodes}
@@ -68,7 +85,7 @@ def editor_workflow(name: str, prompt: dict[str, Any]) -> dict[str, Any]:
         "last_link_id": len(links),
         "nodes": nodes,
         "links": links,
-        "groups": [],
+        "groups": groups,
         "config": {},
         "extra": {},
         "version": 0.4,
@@ -102,9 +119,11 @@ def _node(key: str, prompt: dict[str, Any], order: int, place: tuple[int, int], 
     properties["cnr_id"] = "comfy-core" if kind in CORE else "trellis2-core"
     if kind == "TrellisCoreLoadFamily":
         properties["models"] = [{"name": n, "url": f"{url}/{n}", "directory": folder} for n, url, folder in MODELS]
+    title = prompt[key]["_meta"]["title"]
     return {
         "id": int(key),
         "type": kind,
+        **({"title": title} if title != schema["name"] else {}),
         "pos": list(place),
         "size": list(_size(kind)),
         "flags": {},
@@ -131,8 +150,8 @@ def _note(number: int, order: int, text: str) -> dict[str, Any]:
     return {
         "id": number,
         "type": "MarkdownNote",
-        "pos": [0, -330],
-        "size": [640, 290],
+        "pos": [-BORDER, -HEAD - 80 - 340],
+        "size": [760, 340],
         "flags": {},
         "order": order,
         "mode": 0,
@@ -161,19 +180,38 @@ def _depth(prompt: dict[str, Any], key: str) -> int:
     return 1 + max((_depth(prompt, source) for source in sources), default=-1)
 
 
-def _places(prompt: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """Columns by how much has to run before, each filled from above."""
-    places, x = {}, 0
-    columns: dict[int, list[str]] = {}
-    for key in prompt:
-        columns.setdefault(_depth(prompt, key), []).append(key)
-    for _, column in sorted(columns.items()):
-        y = 0
-        for key in column:
-            places[key] = (x, y)
-            y += _size(prompt[key]["class_type"])[1] + GAP
-        x += max(_size(prompt[key]["class_type"])[0] for key in column) + GAP
-    return places
+def _places(prompt: dict[str, Any]) -> tuple[dict[str, tuple[int, int]], list[dict[str, Any]]]:
+    """Groups beside each other; in each, a column for every step that one of its nodes waits for another."""
+    places: dict[str, tuple[int, int]] = {}
+    groups: list[dict[str, Any]] = []
+    x = 0
+    for number, (title, (color, kinds)) in enumerate(GROUPS.items(), 1):
+        members = [key for key in prompt if prompt[key]["class_type"].removeprefix("TrellisCore") in kinds]
+        if not members:
+            continue
+        left, bottom = x, 0
+        for column in _columns(prompt, members):
+            y = 0
+            for key in column:
+                places[key] = (x, y)
+                y += _size(prompt[key]["class_type"])[1] + HEAD + GUTTER
+            bottom = max(bottom, y - HEAD - GUTTER)
+            x += max(_size(prompt[key]["class_type"])[0] for key in column) + GUTTER
+        box = [left - BORDER, -HEAD - 46, x - GUTTER - left + 2 * BORDER, bottom + HEAD + 46 + BORDER]
+        groups.append({"id": number, "title": title, "bounding": box, "color": color, "font_size": 24, "flags": {}})
+        x += 2 * BORDER
+    for number, group in enumerate(groups, 1):
+        group["id"], group["title"] = number, f"{number}{group['title'][1:]}"
+        group["bounding"][3] = max(other["bounding"][3] for other in groups)
+    return places, groups
+
+
+def _columns(prompt: dict[str, Any], members: list[str]) -> list[list[str]]:
+    depth: dict[str, int] = {}
+    for key in sorted(members, key=lambda key: _depth(prompt, key)):
+        sources = [value[0] for value in prompt[key]["inputs"].values() if isinstance(value, list) and value[0] in depth]
+        depth[key] = 1 + max((depth[source] for source in sources), default=-1)
+    return [[key for key in members if depth[key] == step] for step in range(max(depth.values()) + 1)]
 
 
 def main() -> None:
