@@ -19,7 +19,8 @@ from torch import Tensor
 
 from .errors import EmptyResultError, InputError
 from .family import IMAGE_ROLE, Family
-from .flow.sampler import sample
+from .flow.prepared import prepare_slat, prepare_structure
+from .flow.sampler import flow_schedule, sample
 from .image.dino import image_to_pixels
 from .image.preprocess import Matte, preprocess
 from .mesh.dual_grid import dual_grid_to_mesh
@@ -138,12 +139,14 @@ def sample_structure(
     side = family.networks[role].args["resolution"]
     with family.network(role, ctx.part(0.0, LOADED), samples * side**3) as flow:
         noise = torch.randn(samples, flow.params.in_channels, side, side, side, generator=generator)
+        ready = prepare_structure(flow, tokens, flow_schedule(params.steps, params.rescale_t))
         z = sample(
-            flow,
+            ready,
             noise.to(ctx.device),
             params,
-            cond=tokens,
-            neg=torch.zeros_like(tokens),
+            cond=ready.cond,
+            neg=ready.neg,
+            both=ready.both,
             sigma_min=sampler.sigma_min,
             ctx=ctx.part(LOADED, 0.9),
             on_step=watch and (lambda i, x, x0: watch(Estimate("structure", i + 1, params.steps, x0))),
@@ -348,12 +351,14 @@ class _Sampling:
         with self.family.network(f"{kind}_slat_flow_model_{scale}", ctx.part(0, LOADED), len(coords)) as flow:
             width = flow.params.in_channels - (0 if known is None else known.shape[1])
             noise = torch.randn(len(coords), width, generator=self.generator)
+            ready = prepare_slat(flow, rows, tokens, flow_schedule(params.steps, params.rescale_t), beside)
             return sample(
-                lambda x, t, cond: flow(x, rows, t, cond, beside),
+                ready,
                 noise.to(ctx.device),
                 params,
-                cond=tokens,
-                neg=torch.zeros_like(tokens),
+                cond=ready.cond,
+                neg=ready.neg,
+                both=ready.both,
                 sigma_min=sampler.sigma_min,
                 ctx=ctx.part(LOADED, 1.0),
                 sample_rows=rows[:, 0].long(),

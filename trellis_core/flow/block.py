@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -60,11 +61,19 @@ class CrossAttention(nn.Module):
         self.q_rms_norm, self.k_rms_norm = _head_norms(qk_norm, channels, heads, torso)
         self.to_out = ops.Linear(channels, channels, **torso)
 
-    def forward(self, x: Tensor, batch: Batch, cond: Tensor, context: Batch) -> Tensor:
-        """x [..., C] folded tokens, cond [..., Cc] folded context -> the shape of x."""
-        q = self.to_q(x).unflatten(-1, (self.heads, -1))
+    def keys_values(self, cond: Tensor) -> tuple[Tensor, Tensor]:
+        """cond [..., Cc] folded context -> keys and values [..., H, d]."""
         k, v = self.to_kv(cond).unflatten(-1, (2, self.heads, -1)).unbind(-3)
-        return self.to_out(attend(self.q_rms_norm(q), self.k_rms_norm(k), v, batch, context))
+        return self.k_rms_norm(k), v
+
+    def answer(self, token: Tensor) -> Tensor:
+        """What `forward` gives for a context of nothing but this token [1, Cc]: [C]."""
+        return self.to_out(self.to_kv(token).chunk(2, dim=-1)[1])[0]
+
+    def forward(self, x: Tensor, batch: Batch, keys_values: tuple[Tensor, Tensor], context: Batch) -> Tensor:
+        """x [..., C] folded tokens, `keys_values` of the folded context -> the shape of x."""
+        q = self.q_rms_norm(self.to_q(x).unflatten(-1, (self.heads, -1)))
+        return self.to_out(attend(q, *keys_values, batch, context))
 
 
 class FeedForward(nn.Module):
@@ -116,14 +125,14 @@ class ModulatedTransformerCrossBlock(nn.Module):
             self.adaLN_modulation = nn.Sequential(nn.SiLU(), ops.Linear(channels, 6 * channels, **torso))
 
     def forward(
-        self, h: Tensor, mod: Tensor, cond: Tensor, batch: Batch, context: Batch, phases: Phases | None
+        self, h: Tensor, mod: Tensor, batch: Batch, phases: Phases | None, seen: Callable[[Tensor], Tensor]
     ) -> Tensor:
         """One layer.
 
         Args:
             h: [..., C] folded tokens in the torso dtype.
             mod: torso dtype, [B, 6C] shared modulation or, without sharing, the time embedding [B, C].
-            cond: [..., Cc] folded context in the torso dtype.
+            seen: what cross-attention adds to the tokens that it is given (see `context`).
         """
         if hasattr(self, "modulation"):
             mod = (self.modulation.float() + mod).to(h.dtype)
@@ -132,9 +141,13 @@ class ModulatedTransformerCrossBlock(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = (batch.spread(m) for m in mod.chunk(6, dim=1))
         y = _normed(self.norm1, h) * (1 + scale1) + shift1
         h = h + self.self_attn(y, batch, phases) * gate1
-        h = h + self.cross_attn(_normed(self.norm2, h), batch, cond, context)
+        h = h + seen(h)
         y = _normed(self.norm3, h) * (1 + scale2) + shift2
         return h + self.mlp(y) * gate2
+
+    def look(self, h: Tensor, batch: Batch, keys_values: tuple[Tensor, Tensor], context: Batch) -> Tensor:
+        """Cross-attention of the folded tokens h to a context, norm included."""
+        return self.cross_attn(_normed(self.norm2, h), batch, keys_values, context)
 
 
 def _normed(norm: nn.Module, h: Tensor) -> Tensor:

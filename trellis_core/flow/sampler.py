@@ -60,26 +60,29 @@ def sample(
     ctx: RunContext = QUIET,
     sample_rows: Tensor | None = None,
     on_step: OnStep | None = None,
+    both: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> Tensor:
     """Integrate the flow from `noise` to a sample. Draws no random numbers.
 
     Args:
-        model_fn: `model_fn(x, t, cond) -> v`, t float32 [B] times 1000. Called once a step, twice where guidance acts.
+        model_fn: `model_fn(x, t, cond) -> v`, t float32 [B] times 1000, on the CPU. Called once a step, twice where
+            guidance acts.
         noise: float32 [B, ...] dense, or token rows [T, c] with `sample_rows`.
         cond, neg: handed to `model_fn` as they are; `neg` is not touched where guidance does not act.
         sample_rows: int64 [T], the sample of each row; rows of a sample contiguous, samples in order, none empty.
+        both: `both(x, t)` gives the velocities with `cond` and with `neg` at once; called in place of two calls.
         on_step: called as `on_step(i, x, pred_x0)` after step i with the new x and this step's estimate of the sample.
 
     Returns:
         The sample, shaped like `noise`.
     """
-    guide = _Guidance(model_fn, cond, neg, params.guidance_rescale, sigma_min, ctx, sample_rows)
+    guide = _Guidance(model_fn, cond, neg, params.guidance_rescale, sigma_min, ctx, sample_rows, both)
     times = flow_schedule(params.steps, params.rescale_t)
     low, high = params.guidance_interval
     count = noise.shape[0] if sample_rows is None else int(sample_rows[-1]) + 1
     x = noise
     for i, (t, t_next) in enumerate(zip(times, times[1:], strict=False)):
-        tau = torch.full((count,), 1000 * t, dtype=torch.float32, device=x.device)
+        tau = torch.full((count,), 1000 * t, dtype=torch.float32)
         v = guide.velocity(x, t, tau, params.guidance_strength if low <= t <= high else 1.0)
         estimate = guide.estimate(x, v, t) if on_step is not None else None
         x = x - (t - t_next) * v
@@ -100,14 +103,19 @@ class _Guidance:
     sigma_min: float
     ctx: RunContext
     sample_rows: Tensor | None
+    both: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
 
     def velocity(self, x: Tensor, t: float, tau: Tensor, strength: float) -> Tensor:
         if strength == 1.0:
             return self._call(x, tau, self.cond)
         if strength == 0.0:
             return self._call(x, tau, self.neg)
-        positive = self._call(x, tau, self.cond)
-        v = strength * positive + (1 - strength) * self._call(x, tau, self.neg)
+        if self.both is not None:
+            self.ctx.check()
+            positive, negative = self.both(x, tau)
+        else:
+            positive, negative = self._call(x, tau, self.cond), self._call(x, tau, self.neg)
+        v = strength * positive + (1 - strength) * negative
         if self.rescale > 0:
             v = self._rescaled(x, v, positive, t)
         return v

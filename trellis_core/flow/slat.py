@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .attention import Batch
-from .transformer import FlowParams, FlowTransformer
+from .transformer import FlowParams, FlowTransformer, Layout
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,10 @@ class SLatFlowModel(FlowTransformer):
         """
         if concat_cond is not None:
             feats = torch.cat((feats, concat_cond), dim=1)
-        batch = Batch(tuple(torch.bincount(coords[:, 0], minlength=t.shape[0]).tolist()))
-        context = Batch(tuple(len(tokens) for tokens in cond))
-        if not isinstance(cond, Tensor):
-            cond = torch.stack(tuple(cond)) if context.is_even else torch.cat(tuple(cond))
-        v = self.velocity(batch.fold(feats), batch.fold(coords[:, 1:]), t, cond, batch, context)
-        return v.flatten(0, -2)
+        layout = self.layout_of(coords, t.shape[0])
+        return self.velocity(layout.batch.fold(feats), layout, self.modulation(t), self.tokens(cond)).flatten(0, -2)
+
+    def layout_of(self, coords: Tensor, samples: int) -> Layout:
+        """Layout of the rows coords int32 [T, 4]."""
+        batch = Batch(tuple(torch.bincount(coords[:, 0], minlength=samples).tolist()))
+        return self.layout(batch.fold(coords[:, 1:]), batch)

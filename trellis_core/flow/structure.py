@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .attention import Batch
-from .transformer import FlowParams, FlowTransformer
+from .transformer import FlowParams, FlowTransformer, Layout
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,19 @@ class SparseStructureFlowModel(FlowTransformer):
         Returns:
             float32 [B, Cout, R, R, R].
         """
-        count, _, *cube = x.shape
-        tokens = x.flatten(2).transpose(1, 2)
-        axes = (torch.arange(side, device=x.device) for side in cube)
-        positions = torch.cartesian_prod(*axes)
-        batch, context = (Batch((length,) * count) for length in (tokens.shape[1], cond.shape[1]))
-        v = self.velocity(tokens, positions, t, cond, batch, context)
-        return v.transpose(1, 2).unflatten(2, tuple(cube))
+        layout = self.layout_of(x.shape[0], x.device)
+        v = self.velocity(self.fold(x), layout, self.modulation(t), self.tokens(cond))
+        return self.unfold(v)
+
+    def layout_of(self, samples: int, device: torch.device) -> Layout:
+        """Layout of `samples` cubes."""
+        axis = torch.arange(self.params.resolution, device=device)
+        return self.layout(torch.cartesian_prod(axis, axis, axis), Batch((len(axis) ** 3,) * samples))
+
+    def fold(self, cubes: Tensor) -> Tensor:
+        """[B, C, R, R, R] -> tokens [B, R^3, C]."""
+        return cubes.flatten(2).transpose(1, 2)
+
+    def unfold(self, tokens: Tensor) -> Tensor:
+        """Undoes `fold`."""
+        return tokens.transpose(1, 2).unflatten(2, (self.params.resolution,) * 3)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -11,15 +13,28 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Batch
-from .block import ModulatedTransformerCrossBlock
+from .block import ModulatedTransformerCrossBlock, Phases
+from .context import Context, Tokens
 from .rope import additive_embedding, rotary_phases
 
 FREQUENCIES = 256
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Tokens' samples, and the embedding of their positions: rotary phases, or what is added to the tokens."""
+
+    batch: Batch
+    phases: Phases | None
+    added: Tensor | None
+
+
+@dataclass(frozen=True)
 class FlowParams:
-    """Shape of a flow transformer, named as in the published configs; `dtype` is that of the layers' linear maps."""
+    """Shape of a flow transformer, named as in the published configs, with what holds there where a name is left out.
+
+    `dtype` is that of the layers' linear maps; `pe_mode` "rope" turns, anything else adds the tokens' positions.
+    """
 
     resolution: int
     in_channels: int
@@ -30,7 +45,7 @@ class FlowParams:
     num_heads: int | None = None
     num_head_channels: int = 64
     mlp_ratio: float = 4.0
-    pe_mode: str = "rope"
+    pe_mode: str = "ape"
     share_mod: bool = False
     qk_rms_norm: bool = False
     qk_rms_norm_cross: bool = False
@@ -67,6 +82,8 @@ class TimestepEmbedder(nn.Module):
 
 class FlowTransformer(nn.Module):
     """Predicts the velocity of tokens at known positions, given the time and the tokens of a picture.
+
+    Calling a network does everything anew; `prepared` does what stays between the steps of a sampler only once.
 
     Args:
         ops: namespace that supplies Linear and LayerNorm with the signatures of torch.nn.
@@ -106,30 +123,34 @@ class FlowTransformer(nn.Module):
         self.out_norm = ops.LayerNorm(width, eps=1e-5, elementwise_affine=False, **outer)
         self.out_layer = ops.Linear(width, params.out_channels, **outer)
 
-    def velocity(self, x: Tensor, positions: Tensor, t: Tensor, cond: Tensor, batch: Batch, context: Batch) -> Tensor:
-        """Velocity of every token.
-
-        Args:
-            x: float32 [..., Cin] folded tokens.
-            positions: integer [..., 3] voxel of each token, folded like x (or [L, 3] shared by even samples).
-            t: float32 [B], the time times 1000.
-            cond: float32 [..., Cc] folded context.
-
-        Returns:
-            float32 [..., Cout], folded like x.
-        """
-        h = self.input_layer(x)
-        phases = None
+    def layout(self, positions: Tensor, batch: Batch) -> Layout:
+        """Positions integer [..., 3] of folded tokens (or [L, 3], shared by even samples), embedded."""
+        width = self.params.model_channels
         if self.params.pe_mode == "rope":
-            phases = rotary_phases(positions, self.params.model_channels // self.params.heads)
-        else:
-            h = h + additive_embedding(positions, self.params.model_channels)
-        mod = self.t_embedder(t)
-        if self.params.share_mod:
-            mod = self.adaLN_modulation(mod)
-        h, mod, cond = h.to(self.dtype), mod.to(self.dtype), cond.to(self.dtype)
-        for block in self.blocks:
-            h = block(h, mod, cond, batch, context, phases)
+            return Layout(batch, rotary_phases(positions, width // self.params.heads), None)
+        return Layout(batch, None, additive_embedding(positions, width))
+
+    def modulation(self, t: Tensor) -> Tensor:
+        """Times t float32 [B], times 1000 -> [B, 6C] or, without sharing, [B, C], in the torso dtype."""
+        mod = self.t_embedder(t.to(self.input_layer.weight.device))
+        return (self.adaLN_modulation(mod) if self.params.share_mod else mod).to(self.dtype)
+
+    def tokens(self, cond: Tensor | Sequence[Tensor]) -> Tokens:
+        """Context [B, L, Cc], or one [L_b, Cc] for every sample, in its plain form."""
+        batch = Batch(tuple(len(rows) for rows in cond))
+        if not isinstance(cond, Tensor):
+            cond = torch.stack(tuple(cond)) if batch.is_even else torch.cat(tuple(cond))
+        return Tokens(batch, cond.to(self.dtype))
+
+    def velocity(self, x: Tensor, layout: Layout, mod: Tensor, context: Context) -> Tensor:
+        """Velocity float32 [..., Cout] of the folded tokens x float32 [..., Cin]; `mod` [B, ...] as of `modulation`."""
+        h = self.input_layer(x)
+        if layout.added is not None:
+            h = h + layout.added
+        h = h.to(self.dtype)
+        for index, block in enumerate(self.blocks):
+            seen = partial(context.seen, block, index, queries=layout.batch)
+            h = block(h, mod, layout.batch, layout.phases, seen)
         return self.out_layer(self.out_norm(h.float()))
 
 
