@@ -138,6 +138,7 @@ class Networks:
 
     def __init__(self) -> None:
         self._kept: dict[tuple[NetworkFile, int], Any] = {}
+        self._clones: dict[tuple[NetworkFile, int], tuple[Any, Any]] = {}
         self._held: list[Any] = []
 
     @contextmanager
@@ -145,7 +146,7 @@ class Networks:
         key = network, network.file.stat().st_mtime_ns
         patcher = self._kept.get(key) or _read(network, ctx)
         self._keep(key, patcher)
-        patcher = _patched(patcher, loras)
+        patcher = self._changed(key, patcher, loras)
         self._held.append(patcher)
         try:
             model = patcher.model
@@ -158,10 +159,23 @@ class Networks:
         finally:
             self._held.remove(patcher)
 
+    def _changed(self, key: tuple[NetworkFile, int], patcher: Any, loras: Sequence[Use]) -> Any:
+        """The patcher with LoRAs; the last stack on a network is kept, so that the host need not patch it anew."""
+        stack = [(use.adapter.digest, use.strength, tuple(use.adapter.deltas)) for use in loras if use.strength]
+        if not stack:
+            return patcher
+        known, clone = self._clones.get(key, (None, None))
+        if known != stack or not clone.is_clone(patcher):
+            clone = _patched(patcher, loras)
+            self._clones[key] = stack, clone
+        return clone
+
     def _keep(self, key: tuple[NetworkFile, int], patcher: Any) -> None:
         self._kept.pop(key, None)
         while self._kept and sum(p.model_size() for p in (patcher, *self._kept.values())) > mm.total_ram * 2**20 / 4:
-            self._kept.pop(next(iter(self._kept)))  # the one that was used longest ago
+            oldest = next(iter(self._kept))  # the one that was used longest ago
+            self._kept.pop(oldest)
+            self._clones.pop(oldest, None)  # it shares the weights
         self._kept[key] = patcher
 
 
@@ -169,12 +183,9 @@ _networks = Networks()
 
 
 def _patched(patcher: Any, loras: Sequence[Use]) -> Any:
-    """A clone that shares the weights and that the host changes by these LoRAs while it is loaded; without any, itself."""
-    patches = {name: _Change(weighted) for name, weighted in collect(loras).items()}
-    if not patches:
-        return patcher
+    """A clone that shares the weights and that the host changes by these LoRAs while it is loaded."""
     clone = patcher.clone()
-    clone.add_patches(patches)
+    clone.add_patches({name: _Change(weighted) for name, weighted in collect(loras).items()})
     return clone
 
 

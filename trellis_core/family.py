@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from . import published
 from .compatibility import check_together
 from .errors import InputError, OutOfBudgetError, WeightsError
+from .lora.apply import Use, applied
 from .repackaged import find_networks
 from .run import QUIET, RunContext
 from .weights import NetworkFile, image_encoder_file, network_file, read_json, refuse_pickle
@@ -87,19 +88,20 @@ class Sampler:
 
 
 @contextmanager
-def read_and_drop(network: NetworkFile, ctx: RunContext, rows: int) -> Iterator[nn.Module]:
+def read_and_drop(network: NetworkFile, ctx: RunContext, rows: int, loras: Sequence[Use] = ()) -> Iterator[nn.Module]:
     """Hold a network in the simplest way: read it, and give its memory back at the end of the `with`."""
     model = network.load(ctx)
     try:
-        yield model
+        with applied(model, loras):
+            yield model
     finally:
         model.to("meta")  # whoever still holds the network holds no memory
         if ctx.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
-Hold = Callable[[NetworkFile, RunContext, int], AbstractContextManager[nn.Module]]
-"""Has a network on the context's device for as long as a `with` lasts; told how large its input is."""
+Hold = Callable[[NetworkFile, RunContext, int, Sequence[Use]], AbstractContextManager[nn.Module]]
+"""Has a network, changed by LoRAs, on the context's device for as long as a `with` lasts; told how large its input is."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class Family:
         upscale: decoded voxels per latent voxel and axis.
         structure_side: voxels per axis that the structure decoder makes; grids it is pooled to divide it.
         hold: how its networks come to the device; a host with a memory manager puts its own way here.
+        loras: by role, what changes its networks (see `lora.stack.place`).
     """
 
     name: str
@@ -126,6 +129,7 @@ class Family:
     upscale: int
     structure_side: int
     hold: Hold = read_and_drop
+    loras: Mapping[str, Sequence[Use]] = field(default_factory=dict)
 
     @property
     def resolutions(self) -> tuple[int, ...]:
@@ -156,7 +160,7 @@ class Family:
         Args:
             rows: how large its input is, as `footprint.activation_bytes` counts.
         """
-        return self.hold(self.networks[role], ctx, rows)
+        return self.hold(self.networks[role], ctx, rows, self.loras.get(role, ()))
 
     def roles(self, route: Route) -> tuple[str, ...]:
         """The networks that a run along `route` reads, in order."""
