@@ -24,9 +24,10 @@ def _rows(page: str) -> dict[str, list[str]]:
     return {re.match(r"`(\w+)`", row[0])[1]: row for row in (([row[0].lstrip("| "), *row[1:]]) for row in rows)}
 
 
-def _number(text: str) -> Any:
+def _value(text: str) -> Any:
     text = text.strip("`")
-    return {"on": True, "off": False}[text] if text in ("on", "off") else float(text)
+    words = {"on": True, "off": False}
+    return words[text] if text in words else float(text) if re.fullmatch(r"-?[\d.]+", text) else text
 
 
 @pytest.mark.parametrize("node", SCHEMAS)
@@ -42,7 +43,7 @@ def test_a_page_tells_of_every_input_as_it_is(node: str) -> None:
         if "options" in spec:
             assert re.findall("`([^`]+)`", values) == spec["options"]
         if isinstance(spec.get("default"), (bool, int, float)):
-            assert _number(default) == spec["default"]
+            assert _value(default) == spec["default"]
         elif spec.get("default"):
             assert default == f"`{spec['default']}`"
 
@@ -54,7 +55,7 @@ def test_pages_say_what_settings_say() -> None:
             if field is None or name in ("seed", "cascade"):  # these have words of their own on the nodes
                 continue
             assert row[4].startswith(field.description)
-            assert _number(row[3]) == field.default
+            assert _value(row[3]) == field.default
 
 
 def test_there_is_no_page_too_many() -> None:

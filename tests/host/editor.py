@@ -1,0 +1,156 @@
+"""Drives the editor in a real browser, as a user's hands and eyes: Debian's Chromium through playwright."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+SOFTWARE_WEBGL = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
+OFFLINE = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic", "--no-first-run"]
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Workflow.Persist": False,
+    "Comfy.Release.Status": "skip",
+    "Comfy.Notification.ShowVersionUpdates": False,
+    "Comfy.Minimap.Visible": False,
+}
+FOREIGN = ("user.css", "userdata", "ERR_NAME_NOT_RESOLVED", "ERR_INTERNET_DISCONNECTED", "favicon")
+"""What the stock editor itself complains of without a network and without any pack."""
+
+PATIENCE = 300_000
+"""Milliseconds that anything in the page may take on a busy machine."""
+
+VIEWER = ".trelliscore-viewer"
+
+
+def chromium() -> str | None:
+    """The browser's program: CHROMIUM, or what is on the path."""
+    return os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+
+
+class Editor:
+    """One page with the editor, in either renderer."""
+
+    def __init__(self, page: Any, url: str) -> None:
+        self.page, self.url = page, url
+        self.complaints: list[str] = []
+        page.set_default_timeout(PATIENCE)
+        page.on("console", lambda message: message.type == "error" and self._note(f"{message.text} {message.location}"))
+        page.on("pageerror", lambda error: self._note(str(error.stack or error)))
+
+    def _note(self, text: str) -> None:
+        if not any(word in text for word in FOREIGN):
+            self.complaints.append(text)
+
+    def open(self, nodes2: bool, **settings: Any) -> None:
+        """Load the page anew, with the classic canvas or Nodes 2.0."""
+        wanted = {**SETTINGS, "Comfy.VueNodes.Enabled": nodes2, **settings}
+        reply = self.page.request.post(f"{self.url}/settings", data=json.dumps(wanted))
+        assert reply.ok, reply.status
+        self.page.goto(self.url)
+        self.page.wait_for_function("() => window.app?.graph && app.canvas && app.extensionManager && window.LiteGraph")
+        self.page.wait_for_function("() => 'TrellisCoreSaveGLB' in LiteGraph.registered_node_types")
+        self.page.wait_for_timeout(1000)  # the editor opens its first, empty workflow after that
+
+    def load(self, workflow: dict[str, Any]) -> None:
+        """Open a workflow, as if its file were dropped on the page."""
+        self.page.evaluate("async (workflow) => { await app.loadGraphData(workflow) }", workflow)
+
+    def prompt(self) -> dict[str, Any]:
+        """What the editor would post."""
+        return self.page.evaluate("async () => (await app.graphToPrompt()).output")
+
+    def saved(self) -> dict[str, Any]:
+        """What the editor would save."""
+        return self.page.evaluate("() => app.graph.serialize()")
+
+    def missing(self) -> list[str]:
+        """Nodes that the editor does not know."""
+        return self.page.evaluate(
+            "() => app.graph.nodes.filter((n) => !(n.type in LiteGraph.registered_node_types)).map((n) => n.type)"
+        )
+
+    def run(self) -> None:
+        """Press Run, and wait for the end.
+
+        Raises:
+            AssertionError: it was refused or ended with an error; the host's words.
+        """
+        how = self.page.evaluate(
+            """async () => {
+                const ends = ["execution_success", "execution_error", "execution_interrupted"];
+                const end = new Promise((done) => ends.forEach((name) => app.api.addEventListener(
+                    name, ({ detail }) => done(detail.exception_message ?? name.slice("execution_".length)), { once: true })));
+                await app.queuePrompt(0, 1);
+                const refused = Object.keys(app.lastNodeErrors ?? {}).length;
+                return refused ? JSON.stringify(app.lastNodeErrors) : await end;
+            }"""
+        )
+        assert how == "success", how
+
+    def frame(self, node: int | str | None = None, margin: int = 40) -> None:
+        """Fit one node, or all, into the window."""
+        self.page.evaluate(
+            """([id, margin]) => {
+                const nodes = id === null ? app.graph.nodes : [app.graph.getNodeById(id)];
+                const [x0, y0, x1, y1] = [
+                    Math.min(...nodes.map((n) => n.pos[0])), Math.min(...nodes.map((n) => n.pos[1] - 34)),
+                    Math.max(...nodes.map((n) => n.pos[0] + n.size[0])), Math.max(...nodes.map((n) => n.pos[1] + n.size[1]))];
+                const side = 70, top = 90, bottom = 30;
+                const w = innerWidth - side - 2 * margin, h = innerHeight - top - bottom - 2 * margin;
+                const scale = Math.min(1.4, w / (x1 - x0), h / (y1 - y0));
+                const ds = app.canvas.ds;
+                ds.scale = scale;
+                ds.offset[0] = (side + margin + (w - scale * (x1 - x0)) / 2) / scale - x0;
+                ds.offset[1] = (top + margin + (h - scale * (y1 - y0)) / 2) / scale - y0;
+                app.canvas.setDirty(true, true);
+            }""",
+            [node, margin],
+        )
+        self.page.wait_for_timeout(600)
+
+    def wait_for_model(self, nth: int = 0) -> None:
+        """Until a viewer has its model; the figures below it say so."""
+        self.page.wait_for_function(
+            """([viewer, nth]) => /triangle/.test(document.querySelectorAll(viewer + " .figures")[nth]?.textContent)""", arg=[VIEWER, nth]
+        )
+        self.page.wait_for_timeout(300)
+
+    def picture(self, nth: int = 0) -> np.ndarray:
+        """What a viewer's canvas shows on the screen: float32 RGB [height, width, 3] in 0..1."""
+        shot = self.page.locator(f"{VIEWER} canvas").nth(nth).screenshot()
+        return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB"), np.float32) / 255
+
+
+@contextmanager
+def editor(url: str, size: tuple[int, int] = (1600, 1000), scale: float = 1.0) -> Iterator[Editor]:
+    """A browser with an empty page.
+
+    Args:
+        url: of the running host.
+        size: of the window, in the page's pixels.
+        scale: device pixels per pixel of the page.
+    """
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium(), args=[*SOFTWARE_WEBGL, *OFFLINE])
+        try:
+            width, height = size
+            yield Editor(browser.new_page(viewport={"width": width, "height": height}, device_scale_factor=scale), url)
+        finally:
+            browser.close()
+
+
+def stored(path: Path) -> dict[str, Any]:
+    """A workflow file."""
+    return json.loads(path.read_text())
