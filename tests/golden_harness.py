@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 DEFAULT = Path(__file__).parent / "golden"
 
-# Every kind that the golden README names. A folder whose name starts with one of these must have a runner.
+# Every kind that the golden README names. A case whose name starts with one of these must have a runner.
 KNOWN = (
     "ss_flow", "slat_flow", "ss_decoder", "ss_encoder", "sparse_conv3d", "shape_vae_encoder", "tex_vae_encoder",
     "shape_vae_decoder", "tex_vae_decoder", "sampler_dense", "sampler_sparse", "dinov3", "preprocess", "rembg_wrapper",
@@ -40,6 +40,11 @@ class Case:
     @property
     def name(self) -> str:
         return self.path.name
+
+    @property
+    def is_known(self) -> bool:
+        """Whether its kind is one that must be run."""
+        return self.name.startswith(KNOWN)
 
     def tensors(self, stem: str) -> dict[str, torch.Tensor]:
         return load_file(self.path / f"{stem}.safetensors")
@@ -77,12 +82,19 @@ def _load_runners() -> None:
         importlib.import_module(f"tests.golden_kinds.{module.name}")
 
 
-def find_cases(root: Path) -> Iterator[Case]:
-    """All folders below `root` whose name starts with a known kind; a folder inside a case is part of that case."""
-    for path in sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else ():
-        if path.name.startswith(KNOWN):
-            yield Case(path)
-        else:
+def find_cases(folder: Path) -> Iterator[Case]:
+    """All cases in `folder` and below it: folders with files whose name starts with a known kind or that hold outputs.
+
+    A folder inside a case is part of that case.
+    """
+    if not folder.is_dir():
+        return
+    inside = sorted(folder.iterdir())
+    known = folder.name.startswith(KNOWN) and any(path.is_file() for path in inside)
+    if known or (folder / "outputs.safetensors").is_file():
+        yield Case(folder)
+    else:
+        for path in inside:
             yield from find_cases(path)
 
 

@@ -61,6 +61,7 @@ def _flow_args(part: Header) -> dict[str, Any]:
         "cond_channels": part["blocks.0.cross_attn.to_kv.weight"].shape[1],
         "num_blocks": len(_numbers(part, r"blocks\.(\d+)\.norm2\.weight")),
         "num_heads": gamma.shape[0] if gamma else None,
+        "pe_mode": "rope",
         "mlp_ratio": (hidden.shape[0] + 0.5) / width,  # truncated on use; the half keeps rounding from losing one
         "share_mod": "blocks.0.modulation" in part,
         "qk_rms_norm": gamma is not None,

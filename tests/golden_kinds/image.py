@@ -26,7 +26,8 @@ def dinov3(case: Case) -> None:
     sizes = [int(name.split("_")[1]) for name in case.outputs if name.startswith("features_")]
     for size in sizes:
         pixels = torch.stack([image_to_pixels(picture, size) for picture in pictures])
-        assert_close((pixels - mean) / std, case.outputs[f"pixels_{size}"], 2e-6, f"pixels_{size}")
+        if f"pixels_{size}" in case.outputs:
+            assert_close((pixels - mean) / std, case.outputs[f"pixels_{size}"], 2e-6, f"pixels_{size}")
         assert_close(encoder.encode(pixels), case.outputs[f"features_{size}"], 2e-5, f"features_{size}")
         if f"rope_cos_{size}" in case.outputs:
             p = encoder.params
