@@ -127,8 +127,8 @@ def test_patch_path_agrees_with_pair_path(monkeypatch):
     """The path of other devices, run here on the CPU, forward and backward."""
     nmap, results = NeighborMap.build(random_coords(1)), []
     monkeypatch.setattr(conv, "PATCH_BYTES", 1)
-    for path in (conv._sum_pairs, conv._multiply_patches):
-        monkeypatch.setattr(conv, "_sum_pairs", path)
+    for by_pairs in (True, False):
+        monkeypatch.setattr(conv, "_by_pairs", lambda x, answer=by_pairs: answer)
         layer = [t.requires_grad_() for t in random_layer(1, nmap.rows, 5, 4)]
         out = submanifold_conv3d(*layer, nmap)
         results.append([out, *torch.autograd.grad((out * torch.arange(4)).sum(), layer)])

@@ -7,6 +7,7 @@ the opposite of v is 26 - v. A neighbour relation holds both ways, so the map st
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -156,9 +157,7 @@ class _Conv(torch.autograd.Function):
         ctx.save_for_backward(feats, weight)
         ctx.nmap, ctx.bias_dtype = nmap, bias.dtype
         dtype = _compute_dtype(feats)
-        convolve = _sum_pairs if feats.device.type == "cpu" else _multiply_patches
-        taps = weight.to(dtype).flatten(1, 3).permute(1, 2, 0)
-        return convolve(feats.to(dtype), taps, bias.to(dtype), nmap).to(feats.dtype)
+        return _convolve(feats.to(dtype), _taps(weight, dtype), bias.to(dtype), nmap).to(feats.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -168,11 +167,10 @@ class _Conv(torch.autograd.Function):
         need_feats, need_weight, need_bias, _ = ctx.needs_input_grad
         dtype = _compute_dtype(feats)
         x, g = feats.to(dtype), grad.to(dtype).contiguous()
-        convolve = _sum_pairs if x.device.type == "cpu" else _multiply_patches
         shape = (TAPS, weight.shape[0], weight.shape[4])
         total = x.new_zeros(shape, dtype=torch.promote_types(dtype, torch.float32)) if need_weight else None
         mirrored = weight.to(dtype).flatten(1, 3).flip(1).transpose(0, 1)  # [27, Co, Ci]
-        grad_feats = convolve(g, mirrored, x.new_zeros(x.shape[1]), ctx.nmap, x, total)
+        grad_feats = _convolve(g, mirrored, x.new_zeros(x.shape[1]), ctx.nmap, x, total)
         return (
             grad_feats.to(feats.dtype) if need_feats else None,
             total.transpose(0, 1).reshape(weight.shape).to(weight.dtype) if need_weight else None,
@@ -186,16 +184,53 @@ def _compute_dtype(feats: Tensor) -> torch.dtype:
     return torch.promote_types(feats.dtype, torch.float32) if feats.device.type == "cpu" else feats.dtype
 
 
-def _sum_pairs(
+def _taps(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """weight [Co, 3, 3, 3, Ci] -> [27, Ci, Co]."""
+    return weight.to(dtype).flatten(1, 3).permute(1, 2, 0)
+
+
+def _convolve(
     x: Tensor, taps: Tensor, bias: Tensor, nmap: NeighborMap, own: Tensor | None = None, total: Tensor | None = None
 ) -> Tensor:
-    """x [N, Ci], taps [27, Ci, Co], bias [Co] -> [N, Co]: one GEMM a tap over the pairs that exist, one pass of sums.
+    """x [N, Ci], taps [27, Ci, Co], bias [Co] -> [N, Co].
 
     Where x is the gradient that flows back to `own` [N, Co], `total` [27, Ci, Co] collects the gradient of the weight:
     its pairs are the same, seen from the other side.
     """
-    out = x.new_empty(len(x), taps.shape[2])
-    for block in nmap.blocks:
+    out = x.new_empty(nmap.rows, taps.shape[2])
+    _fill(out, slice(0, nmap.rows), _readable(x), taps, bias, nmap, own, total)
+    return out
+
+
+def _by_pairs(x: Tensor) -> bool:
+    """CPUs sum over the pairs that exist, out of cache; other devices multiply patches."""
+    return x.device.type == "cpu"
+
+
+def _readable(x: Tensor) -> Tensor:
+    """x [N, C] as `_fill` reads it: for patches with a row of zeros behind it, which stands for absent neighbours."""
+    return x if _by_pairs(x) else F.pad(x, (0, 0, 0, 1))
+
+
+def _fill(
+    out: Tensor,
+    rows: slice,
+    x: Tensor,
+    taps: Tensor,
+    bias: Tensor,
+    nmap: NeighborMap,
+    own: Tensor | None = None,
+    total: Tensor | None = None,
+) -> None:
+    """Write these rows of the convolution of a readable x into out [rows, Co]; they start at a multiple of ROW_BLOCK."""
+    fill = _sum_pairs if _by_pairs(x) else _multiply_patches
+    fill(out, rows, x, taps, bias, nmap, own, total)
+
+
+def _sum_pairs(out: Tensor, rows: slice, x, taps, bias, nmap: NeighborMap, own, total) -> None:
+    """One GEMM a tap over the pairs that exist, one pass of sums."""
+    for block in nmap.blocks[rows.start // ROW_BLOCK : -(-rows.stop // ROW_BLOCK)]:
+        here = slice(block.rows.start - rows.start, block.rows.stop - rows.start)
         for start in range(0, taps.shape[2], COLUMN_BLOCK):
             columns = slice(start, start + COLUMN_BLOCK)
             width = len(bias[columns])
@@ -208,25 +243,20 @@ def _sum_pairs(
                     mine = own[block.rows, columns].index_select(0, block.targets[tap])
                     total[TAPS - 1 - tap, :, columns].addmm_(gathered.t(), mine)
             sums = F.embedding_bag(block.bag, products, block.offsets, mode="sum")
-            torch.add(sums, bias[columns], out=out[block.rows, columns])
-    return out
+            torch.add(sums, bias[columns], out=out[here, columns])
 
 
-def _multiply_patches(
-    x: Tensor, taps: Tensor, bias: Tensor, nmap: NeighborMap, own: Tensor | None = None, total: Tensor | None = None
-) -> Tensor:
+def _multiply_patches(out: Tensor, rows: slice, x, taps, bias, nmap: NeighborMap, own, total) -> None:
     """As `_sum_pairs`, with one GEMM over patches [rows, 27 Ci] that hold zeros for absent neighbours: the fewest
     kernel launches, and partial sums that never leave the GEMM's float32 accumulator."""
-    padded, matrix = F.pad(x, (0, 0, 0, 1)), taps.flatten(0, 1)
-    out = x.new_empty(len(x), taps.shape[2])
+    matrix = taps.flatten(0, 1)
     step = max(256, PATCH_BYTES // (TAPS * x.shape[1] * x.element_size()))
-    for start in range(0, len(x), step):
-        index = nmap.patches[start : start + step]
-        patches = padded.index_select(0, index.flatten()).view(len(index), -1)
-        out[start : start + step] = torch.addmm(bias, patches, matrix)
+    for start in range(rows.start, rows.stop, step):
+        part = slice(start, min(start + step, rows.stop))
+        patches = x.index_select(0, nmap.patches[part].flatten()).view(part.stop - start, -1)
+        torch.addmm(bias, patches, matrix, out=out[start - rows.start : part.stop - rows.start])
         if total is not None:
-            total += (patches.t() @ own[start : start + step]).view_as(total).flip(0)
-    return out
+            total += (patches.t() @ own[part]).view_as(total).flip(0)
 
 
 class SubmanifoldConv3d(nn.Module):
@@ -250,3 +280,16 @@ class SubmanifoldConv3d(nn.Module):
     def forward(self, feats: Tensor, nmap: NeighborMap) -> Tensor:
         """feats [N, Ci] -> [N, Co] on the voxels that `nmap` was built for."""
         return submanifold_conv3d(feats, self.weight, self.bias, nmap)
+
+    def chunks(self, feats: Tensor, nmap: NeighborMap, step: int) -> Iterator[tuple[slice, Tensor]]:
+        """The rows of `forward`, `step` at a time (a multiple of ROW_BLOCK), each with the slice that it is: [rows, Co].
+
+        Without gradient. Every chunk is the caller's own.
+        """
+        dtype = _compute_dtype(feats)
+        x, taps, bias = _readable(feats.to(dtype)), _taps(self.weight, dtype), self.bias.to(dtype)
+        for start in range(0, nmap.rows, step):
+            rows = slice(start, min(start + step, nmap.rows))
+            out = x.new_empty(rows.stop - start, taps.shape[2])
+            _fill(out, rows, x, taps, bias, nmap)
+            yield rows, out.to(feats.dtype)

@@ -5,6 +5,7 @@ Blocks see plain feature rows [N, C] beside the neighbour map of their voxels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..sparse.conv import NeighborMap, SubmanifoldConv3d
+from ..run import RunContext
+from ..sparse.conv import ROW_BLOCK, NeighborMap, SubmanifoldConv3d
 from ..sparse.resample import ResamplePlan, channel_to_space, downsample_mean, space_to_channel, upsample_nearest
 
 BLOCK_EPS = 1e-6
@@ -25,6 +27,21 @@ def plain_norm(x: Tensor, eps: float = BLOCK_EPS) -> Tensor:
 
 def _affine_norm(norm: nn.Module, x: Tensor) -> Tensor:
     return norm(x.float()).to(x.dtype)
+
+
+CHUNK_BYTES = 128 << 20
+"""Size of the widest intermediate that a chunk of rows makes, in float32."""
+
+
+def chunk_rows(channels: int, dtype: torch.dtype) -> int:
+    """Rows of this width that make a chunk, a multiple of ROW_BLOCK."""
+    itemsize = torch.promote_types(dtype, torch.float32).itemsize
+    return max(1, CHUNK_BYTES // (channels * itemsize * ROW_BLOCK)) * ROW_BLOCK
+
+
+def _chunks(x: Tensor) -> Iterator[slice]:
+    step = chunk_rows(x.shape[1], x.dtype)
+    return (slice(start, start + step) for start in range(0, len(x), step))
 
 
 def zeroed(layer: nn.Module) -> nn.Module:
@@ -56,6 +73,14 @@ class SparseConvNeXtBlock3d(nn.Module):
 
     def forward(self, x: Tensor, nmap: NeighborMap) -> Tensor:
         return x + self.mlp(_affine_norm(self.norm, self.conv(x, nmap)))
+
+    def in_chunks(self, x: Tensor, nmap: NeighborMap, ctx: RunContext) -> Tensor:
+        """`forward` without gradient, its wide inner rows a chunk at a time."""
+        out = torch.empty_like(x)
+        for rows, h in self.conv.chunks(x, nmap, chunk_rows(4 * x.shape[1], x.dtype)):
+            ctx.check()
+            torch.add(x[rows], self.mlp(_affine_norm(self.norm, h)), out=out[rows])
+        return out
 
 
 class _ResampleBlock(nn.Module):
@@ -100,6 +125,30 @@ class SparseResBlockC2S3d(_ResampleBlock):
         h = channel_to_space(self.conv1(self._enter(x), coarse), plan)
         skip = channel_to_space(x, plan).repeat_interleave(self.out_channels * 8 // self.channels, dim=1)
         return self._leave(h, plan.neighbors) + skip
+
+    def in_chunks(self, x: Tensor, coarse: NeighborMap, plan: ResamplePlan, ctx: RunContext) -> Tensor:
+        """`forward` without gradient, the eight-fold rows of conv1 a chunk of parents at a time.
+
+        The plan's fine rows must follow their parents' order, as those of `split_plan` do.
+        """
+        entered = torch.empty_like(x)
+        for rows in _chunks(x):
+            entered[rows] = self._enter(x[rows])
+        h = x.new_empty(len(plan.coords), self.out_channels)
+        for rows, wide in self.conv1.chunks(entered, coarse, chunk_rows(8 * self.out_channels, x.dtype)):
+            ctx.check()
+            ends = plan.parent_row.new_tensor([rows.start, rows.stop])
+            start, stop = torch.searchsorted(plan.parent_row, ends).tolist()
+            slots = plan.slot[start:stop] - 8 * rows.start
+            h[start:stop] = F.silu(plain_norm(wide.view(-1, self.out_channels).index_select(0, slots)))
+        del entered
+        eighths, repeats = x.reshape(len(x) * 8, -1), self.out_channels * 8 // self.channels
+        out = torch.empty_like(h)
+        for rows, left in self.conv2.chunks(h, plan.neighbors, chunk_rows(self.out_channels, x.dtype)):
+            ctx.check()
+            skip = eighths.index_select(0, plan.slot[rows]).repeat_interleave(repeats, dim=1)
+            torch.add(left, skip, out=out[rows])
+        return out
 
 
 class SparseResBlockUpsample3d(_ResampleBlock):

@@ -19,9 +19,11 @@ from ..errors import EmptyResultError, InputError
 from ..run import QUIET, RunContext
 from ..sparse.conv import NeighborMap
 from ..sparse.resample import ResamplePlan, merge_plan, split_plan
-from .blocks import DOWN_BLOCKS, UP_BLOCKS, SparseConvNeXtBlock3d, plain_norm
+from .blocks import DOWN_BLOCKS, UP_BLOCKS, SparseConvNeXtBlock3d, SparseResBlockC2S3d, plain_norm
 
 OUTER_EPS = 1e-5
+OUTPUT_ROWS = 1 << 18
+"""Rows whose float32 copies the output layer of a decoder reads at a time."""
 
 
 @dataclass(frozen=True)
@@ -213,17 +215,21 @@ class SparseUnetVaeDecoder(nn.Module):
         for level, blocks in enumerate(self.blocks):
             for block in blocks:
                 if isinstance(block, SparseConvNeXtBlock3d):
-                    h = block(h, nmap)
+                    h = _body(block, h, nmap, ctx)
                 else:
                     mask = guides[level] if guides is not None else None
                     if self.params.pred_subdiv:
                         mask = block.to_subdiv(h)
                         logits.append(mask)
                     plan = plans[level] if plans is not None else self._subdivide(coords, mask)
-                    h, coords, nmap = block(h, nmap, plan), plan.coords, plan.neighbors
+                    h = block(h, nmap, plan) if plans is not None else _up(block, h, nmap, plan, ctx)
+                    coords, nmap = plan.coords, plan.neighbors
                 done += 1
                 ctx.report(done / total)
-        return ShapeDecoding(self.output_layer(plain_norm(h.float(), OUTER_EPS)), coords, logits)
+        return ShapeDecoding(self._leave(h), coords, logits)
+
+    def _leave(self, h: Tensor) -> Tensor:
+        return torch.cat([self.output_layer(plain_norm(rows.float(), OUTER_EPS)) for rows in h.split(OUTPUT_ROWS)])
 
     def upsample(self, z: Tensor, coords: Tensor, times: int, *, ctx: RunContext = QUIET) -> Tensor:
         """coords int32 [N, 4] of the predicted voxels after `times` up-stages, without computing their features."""
@@ -233,11 +239,11 @@ class SparseUnetVaeDecoder(nn.Module):
         for level in range(times):
             *body, up = self.blocks[level]
             for done, block in enumerate(body):
-                h = block(h, nmap)
+                h = _body(block, h, nmap, ctx)
                 ctx.report((level + done / len(body)) / times)
             plan = self._subdivide(coords, up.to_subdiv(h))
             if level + 1 < times:
-                h, nmap = up(h, nmap, plan), plan.neighbors
+                h, nmap = _up(up, h, nmap, plan, ctx), plan.neighbors
             coords = plan.coords
             ctx.report((level + 1) / times)
         return coords
@@ -253,6 +259,18 @@ class SparseUnetVaeDecoder(nn.Module):
         if not len(plan.coords):
             raise EmptyResultError("The decoder found no active voxel: nothing is left of the shape. Try another seed.")
         return plan
+
+
+def _body(block: SparseConvNeXtBlock3d, h: Tensor, nmap: NeighborMap, ctx: RunContext) -> Tensor:
+    """A block on h [N, C]; in chunks of rows where nothing has to be remembered for a backward pass."""
+    return block(h, nmap) if torch.is_grad_enabled() else block.in_chunks(h, nmap, ctx)
+
+
+def _up(block: nn.Module, h: Tensor, nmap: NeighborMap, plan: ResamplePlan, ctx: RunContext) -> Tensor:
+    """An up-stage along a fresh plan, likewise."""
+    if torch.is_grad_enabled() or not isinstance(block, SparseResBlockC2S3d):
+        return block(h, nmap, plan)
+    return block.in_chunks(h, nmap, plan, ctx)
 
 
 class FlexiDualGridVaeEncoder(SparseUnetVaeEncoder):
