@@ -1,4 +1,4 @@
-"""The command line: `python -m trellis_core generate | info | download`."""
+"""The command line: `python -m trellis_core generate | info | download | lora | train-lora`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ INTERRUPTED = 130
 
 
 def build_parser() -> argparse.ArgumentParser:
+    from .lora import options as lora_options
     from .settings import GenerationSettings
 
     parser = argparse.ArgumentParser(
@@ -38,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--device", default="cpu", help="where networks compute: cpu, cuda, mps (default: cpu)")
     generate.add_argument("--memory-budget", type=float, metavar="GB", help="refuse networks that take more than this")
+    lora_options.add_generate_options(generate)
     _add_settings(generate.add_argument_group("settings"), GenerationSettings)
 
     info = commands.add_parser("info", help="say what a weights file or folder is")
@@ -46,13 +48,14 @@ def build_parser() -> argparse.ArgumentParser:
     download = commands.add_parser("download", help="fetch the official weights from the Hugging Face Hub")
     download.add_argument("--to", type=Path, default=Path("weights"), metavar="FOLDER", help="default: ./weights")
     download.add_argument("--yes", action="store_true", help="do not ask before downloading")
+    lora_options.add_commands(commands)
     return parser
 
 
 def _add_settings(group: argparse._ArgumentGroup, model: Any) -> None:
     """One flag for every setting; what is left out keeps the default of the weights or of the schema."""
     for name, field in model.model_fields.items():
-        if name.endswith("_url"):
+        if name == "image_url":
             continue
         flag = "--" + name.replace("_", "-")
         default = "random" if name == "seed" else field.default
@@ -71,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from .cli_generate import run
         elif options.command == "info":
             from .cli_info import run
+        elif options.command == "lora":
+            from .cli_lora import run
         else:
             from .download import run
         run(options)

@@ -15,10 +15,13 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from . import stages
+from .cli_lora import parse_lora
 from .errors import InputError
-from .family import load_family
+from .family import Family, load_family
 from .image.matting import key_plain_background, load_rembg
 from .image.preprocess import Matte, open_picture, preprocess
+from .lora.source import default_folders, loras_of
+from .lora.stack import place
 from .mesh.asset import Asset
 from .mesh.frames import z_up_to_y_up
 from .mesh.glb import write_whole
@@ -34,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
     if options.preview:
         check_output(options.preview, ".png")
     picture = preprocess(open_picture(options.picture), _matte(options))
-    family = load_family(options.weights)
+    family = _with_loras(load_family(options.weights), settings, options)
     with Progress() as progress:
         ctx = RunContext(_device(options.device), memory_budget=_budget(options), on_progress=progress)
         asset = stages.generate(family, picture, settings, cropped=True, ctx=ctx)
@@ -83,6 +86,18 @@ def draw_preview(asset: Asset, ctx: RunContext, size: int = 768) -> bytes:
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _with_loras(family: Family, settings: GenerationSettings, options: argparse.Namespace) -> Family:
+    """The family with the LoRAs of `--lora` and of the settings, after saying how they match."""
+    folders = (*options.lora_folder, *default_folders())
+    loras = [parse_lora(text, folders) for text in options.lora] + loras_of(settings, folders)
+    if not loras:
+        return family
+    route = family.route(settings.resolution, settings.cascade)
+    family, reports = place(family, loras, route, measured=True)
+    print("\n".join(report.to_text() for report in reports), file=sys.stderr)
+    return family
 
 
 class Progress:

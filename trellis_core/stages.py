@@ -25,7 +25,7 @@ from .image.dino import image_to_pixels
 from .image.preprocess import Matte, preprocess
 from .mesh.dual_grid import dual_grid_to_mesh
 from .run import QUIET, RunContext
-from .settings import GenerationSettings, resolve_seed
+from .settings import LORA_FIELDS, GenerationSettings, resolve_seed
 from .sparse.resample import quantize_coords
 from .vae.sparse_unet import dual_grid_heads
 from .vae.structure import active_voxels
@@ -307,9 +307,16 @@ def generate(
 ) -> Asset:
     """All stages: one picture to one asset; `matte` and `cropped` as for `condition`.
 
-    Settings, memory budget and picture are checked before the first network is read.
+    Settings, memory budget and picture are checked before the first network is read. LoRAs that the settings name are put
+    on the family, unless it has LoRAs already (see `lora.stack.place`).
     """
-    family.check_budget(family.route(settings.resolution, settings.cascade), ctx)
+    route = family.route(settings.resolution, settings.cascade)
+    family.check_budget(route, ctx)
+    if not family.loras and any(getattr(settings, name) for name in LORA_FIELDS):
+        from .lora.source import loras_of
+        from .lora.stack import place
+
+        family, _ = place(family, loras_of(settings, ctx=ctx.part(0.0, 0.0)), route)
     looking = ctx.part(0.0, 0.08, "condition")
     seen = condition(family, picture, settings, matte=matte, cropped=cropped, ctx=looking)
     structure = sample_structure(family, seen, settings, watch=watch, ctx=ctx.part(0.08, 0.25, "structure"))

@@ -76,6 +76,14 @@ def place(family: Family, loras: Sequence[Lora], route: Route, measured: bool = 
     return replace(family, loras={role: tuple(stack) for role, stack in uses.items()}), reports
 
 
+def match(family: Family, lora: Lora) -> list[MatchReport]:
+    """How a LoRA fits a family, on the way to the resolution that it was made for; measured."""
+    file = read_cached(lora.path)
+    known = [lora.resolution, *(origin_of(file, adapter).resolution for adapter in file.adapters)]
+    resolution = next((r for r in known if r in family.resolutions), family.resolutions[0])
+    return place(family, [lora], family.route(resolution), measured=True)[1]
+
+
 def mean_share(network: NetworkFile, adapter: Adapter) -> float:
     """Mean of |difference| / |weight| over the parameters that an adapter changes, one weight in memory at a time."""
     shares = []

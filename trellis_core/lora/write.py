@@ -1,0 +1,172 @@
+"""Writing LoRAs: other formats, strengths baked in, several made one.
+
+What is written has alpha equal to its rank in every layer, so that programs that know alpha, programs that guess it and
+services that take no strength all apply it in the same way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import InputError, WeightsError
+from .apply import Use, collect
+from .deltas import Delta, Difference, Hadamard, Kronecker, LowRank, Replacement
+from .options import FORMATS
+from .read import MAX_RANK
+
+SUBMODELS = {
+    ("structure", None): "structure_model",
+    ("shape", 512): "img2shape_512",
+    ("shape", 1024): "img2shape",
+    ("texture", 512): "tex_slat_flow_model_512",
+    ("texture", 1024): "shape2txt",
+}
+"""Stage and resolution -> its sub-model, for files that hold several."""
+
+
+def scaled(uses: Sequence[Use], rank: int | None = None) -> dict[str, Delta]:
+    """One adapter that does what a stack does together.
+
+    Args:
+        rank: press every sum of products to this rank (truncated SVD, the best there is); None keeps it exact.
+
+    Raises:
+        InputError: a form cannot be scaled or summed without the weights it is for (DoRA, replaced parameters), or the
+            exact rank is too large.
+    """
+    return {name: _sum(name, weighted, rank) for name, weighted in collect(uses).items()}
+
+
+def save(
+    path: Path,
+    parts: Mapping[tuple[str | None, int | None], Mapping[str, Delta]],
+    form: str = "peft",
+    dtype: torch.dtype = torch.float16,
+    notes: Mapping[str, str] | None = None,
+) -> Path:
+    """Write adapters to one file.
+
+    Args:
+        path: ends in .safetensors; or with `form` "peft" a folder, which gets PEFT's two files.
+        parts: (stage, resolution) -> deltas; one part is written without a sub-model's name, several each under its own.
+        form: of `FORMATS`. Full differences and LoKr keep the generic keys that all programs share.
+
+    Returns:
+        The file that holds the tensors.
+    """
+    if form not in FORMATS:
+        raise InputError(f'There is no LoRA format "{form}"; choose one of {", ".join(FORMATS)}.')
+    state: dict[str, Tensor] = {}
+    for (stage, resolution), deltas in parts.items():
+        inner = f"{_submodel(stage, resolution)}." if len(parts) > 1 else ""
+        for name, delta in deltas.items():
+            state |= _tensors(inner + name, delta, form)
+    described = {"stage": ",".join(sorted({str(s) for s, _ in parts if s})), **dict(notes or {})}
+    resolutions = {r for _, r in parts if r}
+    if len(resolutions) == 1:
+        described.setdefault("resolution", str(resolutions.pop()))
+    ranks = sorted({d.rank for deltas in parts.values() for d in deltas.values() if d.rank})
+    config = {"peft_type": "LORA", "r": ranks[-1] if ranks else 0, "lora_alpha": ranks[-1] if ranks else 0}
+    config["rank_pattern"] = config["alpha_pattern"] = _patterns(parts, config["r"])
+    config["target_modules"] = sorted({n.removesuffix(".weight") for deltas in parts.values() for n in deltas})
+    whole = form == "peft" and all(isinstance(d, LowRank) for deltas in parts.values() for d in deltas.values())
+    if whole:
+        described["adapter_config"] = json.dumps(config)
+    state = {key: value.to(dtype).contiguous() for key, value in state.items()}
+    if bad := next((key for key, value in state.items() if not value.isfinite().all()), None):
+        raise InputError(f'"{bad}" is too large for {str(dtype).removeprefix("torch.")}: write float32.')
+    if path.suffix != ".safetensors":
+        if not whole:
+            raise InputError("PEFT's folder form holds plain LoRA only: give a name that ends in .safetensors.")
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
+        path = path / "adapter_model.safetensors"
+    save_file(state, path, {key: value for key, value in described.items() if value})
+    return path
+
+
+def _sum(name: str, weighted: list[tuple[Delta, float]], rank: int | None) -> Delta:
+    for delta, strength in weighted:
+        if isinstance(delta, Replacement) or getattr(delta, "magnitude", None) is not None:
+            if len(weighted) == 1 and strength == 1:
+                return delta
+            raise InputError(f"{name}: a DoRA or a replaced parameter has no strength of its own; only 1 can be written.")
+    if all(isinstance(delta, (LowRank, Hadamard)) for delta, _ in weighted):
+        return _pressed(_joined(name, weighted, rank), rank)
+    if len(weighted) == 1 and rank is None and isinstance(weighted[0][0], Kronecker):
+        delta, strength = weighted[0]
+        return Kronecker(strength * delta.scale * delta.first.float(), delta.second, 1.0)
+    total = sum(strength * delta.matrix(torch.empty(0)) for delta, strength in weighted)
+    return Difference(total) if rank is None or total.ndim != 2 else _pressed_matrix(total, rank)
+
+
+def _joined(name: str, weighted: list[tuple[Delta, float]], rank: int | None) -> LowRank:
+    plain = [(d.as_low_rank() if isinstance(d, Hadamard) else d, s) for d, s in weighted]
+    down = torch.cat([d.down.float() for d, _ in plain])
+    up = torch.cat([s * d.scale * d.up.float() for d, s in plain], dim=1)
+    if rank is None and len(down) > MAX_RANK:
+        raise InputError(f"{name}: together these have rank {len(down)}, above {MAX_RANK}: give a rank to press them to.")
+    return LowRank(down, up, 1.0)
+
+
+def _pressed(low: LowRank, rank: int | None) -> LowRank:
+    """The same at `rank` at most; by the factors alone, the product is never made."""
+    if rank is None or low.rank <= rank:
+        return low
+    outer, left = torch.linalg.qr(low.up.double())
+    inner, right = torch.linalg.qr(low.down.double().T)
+    u, s, v = torch.linalg.svd(left @ right.T)
+    root = s[:rank].sqrt()
+    return LowRank((root[:, None] * v[:rank] @ inner.T).float(), (outer @ u[:, :rank] * root).float(), 1.0)
+
+
+def _pressed_matrix(matrix: Tensor, rank: int) -> LowRank:
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    root = s[:rank].sqrt()
+    return LowRank(root[:, None] * v[:rank], u[:, :rank] * root, 1.0)
+
+
+def _tensors(name: str, delta: Delta, form: str) -> dict[str, Tensor]:
+    """Tensors of a parameter's change under a format's keys."""
+    layer = name.removesuffix(".weight")
+    generic = f"diffusion_model.{layer}"
+    if isinstance(delta, LowRank):
+        up = delta.scale * delta.up.float()
+        if form == "peft":
+            front = f"base_model.model.{layer}"
+            state = {f"{front}.lora_A.weight": delta.down, f"{front}.lora_B.weight": up}
+            return state if delta.magnitude is None else state | {f"{front}.lora_magnitude_vector": delta.magnitude}
+        front = generic if form == "comfy" else f"lora_unet_{layer.replace('.', '_')}"
+        state = {f"{front}.lora_down.weight": delta.down, f"{front}.lora_up.weight": up}
+        state[f"{front}.alpha"] = torch.tensor(float(delta.rank))
+        return state if delta.magnitude is None else state | {f"{front}.dora_scale": delta.magnitude[:, None]}
+    if isinstance(delta, Hadamard):
+        return _tensors(name, delta.as_low_rank(), form)
+    if isinstance(delta, Kronecker):
+        return {f"{generic}.lokr_w1": delta.scale * delta.first.float(), f"{generic}.lokr_w2": delta.second}
+    if name.endswith(".bias"):
+        ends = {Difference: "diff_b"}
+        layer = name.removesuffix(".bias")
+    else:
+        ends = {Difference: "diff", Replacement: "set_weight"}
+    if type(delta) not in ends:
+        raise WeightsError(f"{name} is replaced as a whole, which this format cannot say.")
+    return {f"diffusion_model.{layer}.{ends[type(delta)]}": delta.value}
+
+
+def _patterns(parts: Mapping[tuple[str | None, int | None], Mapping[str, Delta]], usual: int) -> dict[str, int]:
+    """Layers whose rank is not the usual one."""
+    deltas = [pair for part in parts.values() for pair in part.items()]
+    return {n.removesuffix(".weight"): d.rank for n, d in deltas if d.rank and d.rank != usual}
+
+
+def _submodel(stage: str | None, resolution: int | None) -> str:
+    if stage is None:
+        raise InputError("A file for several networks needs a stage for each of them: choose the stages.")
+    return SUBMODELS.get((stage, resolution)) or {"shape": "geometry", "texture": "texture"}[stage]
