@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -108,7 +110,8 @@ def family_stamp(name: str) -> str:
     if path is None:
         return "missing"
     files = [path, *_native_parts()] if path.is_file() else sorted(path.rglob("*.*"))
-    return "|".join(f"{file}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files if file.is_file())
+    facts = [f"{file}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files if file.is_file()]
+    return hashlib.sha256("|".join(facts).encode()).hexdigest()  # a digest: some hosts store this with the prompt
 
 
 def _native_parts() -> list[Path]:
@@ -355,10 +358,13 @@ def stamp(text: str) -> str:
 
 def workflow_extras(node: type) -> Mapping[str, str]:
     """What a saved file should carry so that it can be opened as a workflow; empty if the user forbids that."""
-    import json
-
     if command_line.disable_metadata:
         return {}
     hidden = node.hidden
-    notes = {"prompt": hidden.prompt} if hidden.prompt is not None else {}
+    notes = {} if hidden.prompt is None else {"prompt": {key: _as_posted(value) for key, value in hidden.prompt.items()}}
     return {key: json.dumps(value) for key, value in (notes | (hidden.extra_pnginfo or {})).items()}
+
+
+def _as_posted(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A node of a prompt without the "is_changed" that hosts of 2025 write into it."""
+    return {key: value for key, value in entry.items() if key != "is_changed"}
