@@ -10,10 +10,21 @@ import numpy as np
 
 from ..errors import EmptyResultError, InputError
 from ..run import QUIET, RunContext
-from .holes import fill_holes
-from .manifold import make_manifold
-from .orient import face_outward, unify_winding
-from .topology import Array, compact, face_areas, face_components
+from .holes import close_loops
+from .manifold import part_sheets
+from .orient import turn_outward, wind, wind_patches
+from .topology import (
+    Array,
+    Edges,
+    compact,
+    edges,
+    face_areas,
+    face_components,
+    next_side,
+    rim_edges,
+    stable_order,
+    without,
+)
 
 SPECK_AREA = 1e-3
 """Components with less than this share of the largest component's area may be dropped."""
@@ -47,6 +58,8 @@ def check_mesh(vertices: Array, faces: Array) -> tuple[Array, Array]:
 def clean(vertices: Array, faces: Array, voxel: float, ctx: RunContext = QUIET) -> tuple[Array, Array]:
     """Merge, deduplicate, drop specks, repair non-manifold edges, close small holes, wind faces outward.
 
+    The edges of the whole mesh are looked up once; what each step changes is followed up where it happened.
+
     Args:
         vertices: float32 [V, 3], finite.
         faces: int32 [F, 3].
@@ -58,69 +71,116 @@ def clean(vertices: Array, faces: Array, voxel: float, ctx: RunContext = QUIET) 
         (but for unorientable surfaces); no unused vertex.
     """
     vertices, faces = merge_vertices(vertices, faces)
-    faces = drop_repeated_faces(faces)
-    ctx.report(0.2)
-    faces = drop_specks(vertices, faces, voxel)
-    ctx.report(0.35)
-    vertices, faces = make_manifold(vertices, faces)
-    ctx.report(0.6)
-    faces = unify_winding(faces)
-    ctx.report(0.75)
-    vertices, faces = fill_holes(vertices, faces, max(HOLE_VOXELS * voxel, HOLE_PERIMETER))
-    ctx.report(0.85)
-    faces = face_outward(vertices, faces)
+    ctx.report(0.15)
+    faces = _drop_degenerate(faces)
+    found = edges(faces)
+    ctx.report(0.3)
+    faces, found = _without(faces, found, ~_repeated(faces, found))
+    ctx.report(0.4)
+    specks = _specks(vertices, faces, face_components(faces, found), voxel)
+    faces, found = _without(faces, found, ~specks)
+    ctx.report(0.55)
+    vertices, faces = _mend(vertices, faces, found, max(HOLE_VOXELS * voxel, HOLE_PERIMETER), ctx.part(0.55, 0.95))
     vertices, faces, _ = compact(vertices, faces)
     ctx.report(1.0)
     return vertices, faces
 
 
-def tidy(vertices: Array, faces: Array) -> tuple[Array, Array]:
+def tidy(vertices: Array, faces: Array, ctx: RunContext = QUIET) -> tuple[Array, Array]:
     """What decimation leaves to mend: repeated faces, and edges that collapses made non-manifold."""
-    faces = drop_repeated_faces(faces)
-    vertices, faces = make_manifold(vertices, faces)
-    vertices, faces, _ = compact(vertices, unify_winding(faces))
+    faces = _drop_degenerate(faces)
+    found = edges(faces)
+    ctx.report(0.3)
+    faces, found = _without(faces, found, ~_repeated(faces, found))
+    if (found.counts > 2).any() or (found.counts == 1).any():
+        vertices, faces = _mend(vertices, faces, found, 0.0, ctx.part(0.4, 1.0))
+    vertices, faces, _ = compact(vertices, faces)
     return vertices, faces
+
+
+def _mend(vertices: Array, faces: Array, found: Edges, max_perimeter: float, ctx: RunContext) -> tuple[Array, Array]:
+    """Part what is not manifold, wind neighbours alike, close holes, and face outward."""
+    patches = wind_patches(faces, found)
+    ctx.report(0.4)
+    repair = part_sheets(vertices, faces, found, patches.label)
+    ctx.report(0.5)
+    faces, label = wind(repair, patches)
+    ctx.report(0.6)
+    vertices, faces, label, rim = close_loops(repair.vertices, faces, label, rim_edges(faces, repair.rim), max_perimeter)
+    ctx.report(0.7)
+    return vertices, turn_outward(vertices, faces, label, rim)
 
 
 def merge_vertices(vertices: Array, faces: Array) -> tuple[Array, Array]:
     """Weld vertices at exactly equal positions; unused vertices are dropped, order is kept."""
     bits = (vertices + np.float32(0)).view(np.int32)  # + 0 turns -0.0 into 0.0
-    faces = first_equal(bits)[faces].astype(np.int32)
+    first = first_equal(bits)
+    if (first != np.arange(len(first))).any():
+        faces = first[faces].astype(np.int32)
     vertices, faces, _ = compact(vertices, faces)
     return vertices, faces
 
 
 def drop_repeated_faces(faces: Array) -> Array:
     """Drop faces that repeat a vertex, and all but the first of the faces with the same three vertices."""
-    a, b, c = faces.T
-    faces = faces[(a != b) & (b != c) & (c != a)]
-    return faces[first_equal(np.sort(faces, axis=1)) == np.arange(len(faces))]
+    faces = _drop_degenerate(faces)
+    return faces[~_repeated(faces, edges(faces))]
 
 
 def drop_specks(vertices: Array, faces: Array, voxel: float) -> Array:
     """Drop components that are tiny both in area, against the largest one, and in extent, against a voxel."""
-    labels = face_components(faces)
-    count = int(labels.max()) + 1
-    area = np.bincount(labels, face_areas(vertices, faces), minlength=count)
-    order = np.argsort(labels, kind="stable")
-    starts = np.searchsorted(labels[order], np.arange(count))
-    corners = vertices[faces[order]]
-    extent = np.maximum.reduceat(corners.max(1), starts) - np.minimum.reduceat(corners.min(1), starts)
-    speck = (area < SPECK_AREA * area.max()) & (np.linalg.norm(extent, axis=1) < SPECK_VOXELS * voxel)
-    return faces[~speck[labels]]
+    return faces[~_specks(vertices, faces, face_components(faces), voxel)]
+
+
+def _drop_degenerate(faces: Array) -> Array:
+    a, b, c = faces.T
+    fine = (a != b) & (b != c) & (c != a)
+    return faces if fine.all() else faces[fine]
+
+
+def _without(faces: Array, found: Edges, keep: Array) -> tuple[Array, Edges]:
+    return (faces, found) if keep.all() else (faces[keep], without(found, keep))
+
+
+def _repeated(faces: Array, found: Edges) -> Array:
+    """Which faces have the vertices of an earlier one, bool [F]: two faces at an edge with the same third corner."""
+    flat, counts = faces.reshape(-1), found.counts
+    one = found.start[counts == 2]
+    p, q = found.order[one], found.order[one + 1]
+    same = flat[next_side(next_side(p))] == flat[next_side(next_side(q))]
+    crowded = found.order[np.repeat(counts > 2, counts)]
+    suspects = np.unique(np.concatenate([p[same], q[same], crowded]) // 3)
+    result = np.zeros(len(faces), bool)
+    result[suspects] = first_equal(np.sort(faces[suspects], axis=1)) != np.arange(len(suspects))
+    return result
+
+
+def _specks(vertices: Array, faces: Array, label: Array, voxel: float) -> Array:
+    """Which faces belong to a speck, given their components int64 [F]: bool [F]."""
+    area = np.bincount(label, face_areas(vertices, faces))
+    tiny = area < SPECK_AREA * area.max()
+    rows = np.flatnonzero(tiny[label])
+    owner = np.repeat(label[rows], 3)
+    corner = vertices[faces[rows].reshape(-1)]
+    low, high = np.full((len(area), 3), np.inf), np.full((len(area), 3), -np.inf)
+    np.minimum.at(low, owner, corner)
+    np.maximum.at(high, owner, corner)
+    tiny[tiny] = np.linalg.norm(high[tiny] - low[tiny], axis=1) < SPECK_VOXELS * voxel
+    return tiny[label]
 
 
 def first_equal(rows: Array) -> Array:
     """For every row of integers [N, 3] the index int64 [N] of the first row equal to it.
 
-    Sorted by a 64-bit hash; rows that share a hash without being equal are found by comparison and settled exactly.
+    Sorted by a hash; rows that share a hash without being equal are found by comparison and settled exactly.
     """
-    hashed = _hash(rows)
-    order = np.argsort(hashed, kind="stable")
-    opens = np.ones(len(rows), bool)
-    opens[1:] = hashed[order[1:]] != hashed[order[:-1]]
-    start = np.maximum.accumulate(np.where(opens, np.arange(len(rows)), 0))
-    first = np.empty(len(rows), np.int64)
+    order, hashed = stable_order(_hash(rows) >> np.uint64(1 + len(rows).bit_length()))
+    follows = np.zeros(len(rows), bool)
+    np.equal(hashed[1:], hashed[:-1], out=follows[1:])
+    first = np.arange(len(rows))
+    if not follows.any():
+        return first
+    start = np.maximum.accumulate(np.where(follows, 0, first))
     first[order] = order[start]
     collided = np.flatnonzero((rows != rows[first]).any(1))
     if len(collided):

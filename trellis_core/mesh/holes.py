@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .topology import Array, boundary_edges, edges, face_areas, face_components, graph_components
+from .topology import Array, boundary_edges, edges, face_areas, face_components, graph_components, labels_at
 
 _SHEET_SHARE = 0.25
 """A cap may have at most this share of its component's area: beyond it the loop is the rim of a sheet, not a hole."""
@@ -21,11 +21,21 @@ def fill_holes(vertices: Array, faces: Array, max_perimeter: float) -> tuple[Arr
         faces: int32 [F, 3], as `make_manifold` and `unify_winding` leave them.
     """
     found = edges(faces)
-    rim = boundary_edges(faces, found)[:, ::-1]  # a cap traverses the edge against its neighbour
-    rim = _simple_loops(rim)
-    if not len(rim):
-        return vertices, faces
-    start, loop, size = _walk(rim)
+    return close_loops(vertices, faces, face_components(faces, found), boundary_edges(faces, found), max_perimeter)[:2]
+
+
+def close_loops(
+    vertices: Array, faces: Array, label: Array, rim: Array, max_perimeter: float
+) -> tuple[Array, Array, Array, Array]:
+    """`fill_holes` with what is known of the mesh: components int64 [F] and directed boundary edges int64 [B, 2].
+
+    Returns:
+        (vertices, faces, components of the faces with the caps behind, boundary edges that are left).
+    """
+    rim, other = _simple_loops(rim)
+    if not len(rim) or max_perimeter <= 0:
+        return vertices, faces, label, np.concatenate([rim, other])
+    start, loop, size = _walk(rim[:, ::-1])  # a cap traverses the edge against its neighbour
     first = np.cumsum(size) - size
     end = start[np.arange(len(start)) + 1 - (size[loop] * (np.arange(len(start)) == (first + size - 1)[loop]))]
     a, b = vertices[start].astype(np.float64), vertices[end].astype(np.float64)
@@ -34,8 +44,8 @@ def fill_holes(vertices: Array, faces: Array, max_perimeter: float) -> tuple[Arr
     weighted = (a + b) / 2 * length[:, None]
     middle = np.stack([np.bincount(loop, weighted[:, k]) for k in range(3)], axis=1) / perimeter.clip(1e-30)[:, None]
     fan = np.bincount(loop, 0.5 * np.linalg.norm(np.cross(a - middle[loop], b - middle[loop]), axis=1))
-    part = _component_area(vertices, faces, found)[start[first]]
-    close = (perimeter <= max_perimeter) & (fan <= _SHEET_SHARE * part)
+    part = labels_at(start[first], faces, label, len(vertices))
+    close = (perimeter <= max_perimeter) & (fan <= _SHEET_SHARE * np.bincount(label, face_areas(vertices, faces))[part])
 
     three = first[close & (size == 3)]
     four = first[close & (size == 4)]
@@ -44,19 +54,26 @@ def fill_holes(vertices: Array, faces: Array, max_perimeter: float) -> tuple[Arr
     hub = len(vertices) + np.cumsum(large) - 1
     spoke = np.flatnonzero(large[loop])
     caps.append(np.stack([start[spoke], end[spoke], hub[loop[spoke]]], axis=1))
-    vertices = np.concatenate([vertices, middle[large].astype(vertices.dtype)])
-    return vertices, np.concatenate([faces, *caps]).astype(faces.dtype)
+    owners = [part[loop[three]], np.tile(part[loop[four]], 2), part[loop[spoke]]]
+    left = ~close[loop]
+    return (
+        np.concatenate([vertices, middle[large].astype(vertices.dtype)]),
+        np.concatenate([faces, *caps]).astype(faces.dtype),
+        np.concatenate([label, *owners]),
+        np.concatenate([np.stack([end[left], start[left]], axis=1), other]),
+    )
 
 
-def _simple_loops(rim: Array) -> Array:
-    """Of directed edges [B, 2] those in loops that every vertex enters once and leaves once, vertices untouched."""
+def _simple_loops(rim: Array) -> tuple[Array, Array]:
+    """Part directed edges [B, 2]: those in loops that every vertex enters once and leaves once, and the others."""
     names, places = np.unique(rim, return_inverse=True)
     places = places.reshape(-1, 2)
     out, into = (np.bincount(places[:, k], minlength=len(names)) for k in range(2))
     label = graph_components(len(names), places[:, 0], places[:, 1])
     good = np.ones(int(label.max(initial=-1)) + 1, bool)
     good[label[(out != 1) | (into != 1)]] = False
-    return rim[good[label[places[:, 0]]]]
+    simple = good[label[places[:, 0]]]
+    return rim[simple], rim[~simple]
 
 
 def _walk(rim: Array) -> tuple[Array, Array, Array]:
@@ -86,12 +103,3 @@ def _quads(vertices: Array, ring: Array) -> Array:
     short = np.linalg.norm(a - c, axis=1) <= np.linalg.norm(b - d, axis=1)
     cut = np.where(short[:, None], ring, np.roll(ring, -1, axis=1))
     return np.concatenate([cut[:, [0, 1, 2]], cut[:, [0, 2, 3]]])
-
-
-def _component_area(vertices: Array, faces: Array, found: object) -> Array:
-    """Area [V] of the component that each vertex belongs to."""
-    labels = face_components(faces, found)
-    area = np.bincount(labels, face_areas(vertices, faces))
-    result = np.zeros(len(vertices))
-    result[faces.reshape(-1)] = np.repeat(area[labels], 3)
-    return result

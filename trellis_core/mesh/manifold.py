@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from .topology import Array, Edges, edges, face_components, graph_components, manifold_pairs
+from .topology import Array, Edges, edges, face_components, graph_components, manifold_pairs, next_side, rim_edges
 
 _PART = 0.02
 """How far a parted vertex moves into its own sheet, as a share of the way to the middle of its faces."""
 _MIX = 10.0
 """Cost, in radians of bend, of pairing a loose sheet with a closed wall, or of opening a wall."""
 _ROUNDS = 8
+
+
+class Repair(NamedTuple):
+    """A mesh without non-manifold edges, and how the faces that needed a look now hang together.
+
+    Attributes:
+        vertices, faces: old ones keep their places, though their corners may have changed; new ones are appended.
+        pairs: int64 [M, 2] sides (3 * face + k) on both sides of manifold edges, at least those that were not so before.
+        rim: int64 [B] all sides on boundary edges.
+    """
+
+    vertices: Array
+    faces: Array
+    pairs: Array
+    rim: Array
 
 
 def make_manifold(vertices: Array, faces: Array) -> tuple[Array, Array]:
@@ -26,41 +43,69 @@ def make_manifold(vertices: Array, faces: Array) -> tuple[Array, Array]:
         vertices: float32 [V, 3].
         faces: int32 [F, 3], none with a repeated vertex.
     """
+    found = edges(faces)
+    repair = part_sheets(vertices, faces, found, face_components(faces, found, manifold_only=True))
+    return repair.vertices, repair.faces
+
+
+def part_sheets(vertices: Array, faces: Array, found: Edges, patch: Array) -> Repair:
+    """`make_manifold` with what is known of the mesh: its edges, and patches int64 [F] that manifold edges join.
+
+    Works on the faces around vertices of edges that are not manifold, usually few.
+    """
+    odd = np.flatnonzero(found.counts != 2)
+    if not len(odd):
+        return Repair(vertices, faces, np.zeros((0, 2), np.int64), np.zeros(0, np.int64))
+    low, gap = np.divmod(found.keys[odd], found.span)
+    suspect = np.zeros(len(vertices), bool)
+    suspect[low] = suspect[low + gap] = True
+    zone = np.flatnonzero(suspect[faces].any(1))
+    used, local = np.unique(faces[zone], return_inverse=True)
+    rim = found.order[found.start[found.counts == 1]] // 3
+    loose = (np.bincount(patch[rim], minlength=int(patch.max()) + 1) > 0)[patch[zone]]
+    points, parts = _part(vertices[used], local.reshape(-1, 3).astype(faces.dtype), suspect[used], loose)
+
+    fresh = len(points) - len(used)
+    name = np.concatenate([used, len(vertices) + np.arange(fresh)])
+    old, row = len(zone), np.concatenate([zone, len(faces) + np.arange(len(parts) - len(zone))])
+    result = np.concatenate([faces, name[parts[old:]].astype(faces.dtype)])
+    result[zone] = name[parts[:old]]
+    now = edges(parts)
+    free = np.concatenate([suspect[used], np.ones(fresh, bool)])
+    single = now.order[now.start[now.counts == 1]]
+    single = single[free[rim_edges(parts, single)].all(1)]  # the others have a neighbour out of sight
+    sides = lambda local: 3 * row[local // 3] + local % 3  # noqa: E731
+    return Repair(np.concatenate([vertices, points[len(used) :]]), result, sides(manifold_pairs(now)[1]), sides(single))
+
+
+def _part(vertices: Array, faces: Array, free: Array, loose: Array) -> tuple[Array, Array]:
+    """Repair a mesh of which only the vertices `free`, bool [V], may be split; faces `loose`, bool [F], are of open sheets."""
     for _ in range(_ROUNDS):
         found = edges(faces)
-        partner = _pair_sides(vertices, faces, found)
-        parted, new_faces = _split_vertices(vertices, faces, found, partner)
+        partner = _pair_sides(vertices, faces, found, loose)
+        parted, new_faces = _split_vertices(vertices, faces, found, partner, free)
         if parted is vertices:
-            return vertices, faces
+            break
         shared = edges(new_faces)
         if not (shared.counts > 2).any():
             return parted, new_faces
-        vertices, faces = _split_edges(parted, new_faces, shared, partner)
+        vertices, faces, cut = _split_edges(parted, new_faces, shared, partner)
+        free = np.concatenate([free, np.ones(len(vertices) - len(free), bool)])
+        loose = np.concatenate([loose, loose[cut]])
     return vertices, faces
 
 
-def _pair_sides(vertices: Array, faces: Array, found: Edges) -> Array:
+def _pair_sides(vertices: Array, faces: Array, found: Edges, loose: Array) -> Array:
     """The side (3 * face + k) across the edge of every side, int64 [3F]; -1 for none."""
     partner = np.full(3 * len(faces), -1, np.int64)
     _, both = manifold_pairs(found)
     partner[both[:, 0]], partner[both[:, 1]] = both[:, 1], both[:, 0]
-    flat = found.of_face.reshape(-1)
-    crowded = np.flatnonzero(found.counts[flat] > 2)
-    crowded = crowded[np.argsort(flat[crowded], kind="stable")]
-    size = found.counts[flat[crowded]]
-    loose = _loose(faces, found) if len(crowded) else None
-    for k in np.unique(size):
-        sides = crowded[size == k].reshape(-1, k)
-        first, second = _pair_around(vertices, faces, sides, found.pairs[flat[sides[:, 0]]], loose)
+    for k in np.unique(found.counts[found.counts > 2]):
+        here = np.flatnonzero(found.counts == k)
+        sides = found.order[found.start[here][:, None] + np.arange(k)]
+        first, second = _pair_around(vertices, faces, sides, found.pairs[here], loose)
         partner[first], partner[second] = second, first
     return partner
-
-
-def _loose(faces: Array, found: Edges) -> Array:
-    """Whether each face is of a patch, bounded by non-manifold edges, that has an open rim: bool [F]."""
-    patch = face_components(faces, found, manifold_only=True)
-    rim = (found.counts[found.of_face] == 1).any(1)
-    return np.bincount(patch, rim)[patch] > 0
 
 
 def _pair_around(vertices: Array, faces: Array, sides: Array, pairs: Array, loose: Array) -> tuple[Array, Array]:
@@ -68,7 +113,7 @@ def _pair_around(vertices: Array, faces: Array, sides: Array, pairs: Array, loos
     count, k = sides.shape
     low, high = (vertices[pairs[:, i]].astype(np.float64) for i in range(2))
     axis = _unit(high - low)[:, None]
-    opposite = vertices[faces.reshape(-1)[_next(_next(sides))]] - low[:, None]
+    opposite = vertices[faces.reshape(-1)[next_side(next_side(sides))]] - low[:, None]
     arm = opposite - (opposite * axis).sum(-1, keepdims=True) * axis
     across = np.cross(axis, _unit(arm[:, :1]))
     angle = np.arctan2((arm * across).sum(-1), (arm * arm[:, :1]).sum(-1) / np.linalg.norm(arm[:, :1], axis=-1).clip(1e-30))
@@ -88,11 +133,12 @@ def _pair_around(vertices: Array, faces: Array, sides: Array, pairs: Array, loos
     return sides[rows, chosen].reshape(-1), sides[rows, (chosen + 1) % k].reshape(-1)
 
 
-def _split_vertices(vertices: Array, faces: Array, found: Edges, partner: Array) -> tuple[Array, Array]:
+def _split_vertices(vertices: Array, faces: Array, found: Edges, partner: Array, free: Array) -> tuple[Array, Array]:
     """Give every fan of corners that pairs connect a vertex of its own; the fan of the first corner keeps the old one."""
     flat = faces.reshape(-1)
     suspect = np.zeros(len(vertices), bool)
     suspect[found.pairs[found.counts != 2]] = True
+    suspect &= free
     corners = np.flatnonzero(suspect[flat])
     if not len(corners):
         return vertices, faces
@@ -102,8 +148,8 @@ def _split_vertices(vertices: Array, faces: Array, found: Edges, partner: Array)
     other = partner[side]
     same = flat[side] == flat[other]
     links = [
-        (side, np.where(same, other, _next(other))),
-        (_next(side), np.where(same, _next(other), other)),
+        (side, np.where(same, other, next_side(other))),
+        (next_side(side), np.where(same, next_side(other), other)),
     ]
     a, b = (np.concatenate([link[i] for link in links]) for i in range(2))
     near = place[a] >= 0
@@ -122,10 +168,11 @@ def _split_vertices(vertices: Array, faces: Array, found: Edges, partner: Array)
     return np.concatenate([vertices, moved[~keeps].astype(vertices.dtype)]), result.reshape(-1, 3)
 
 
-def _split_edges(vertices: Array, faces: Array, shared: Edges, partner: Array) -> tuple[Array, Array]:
+def _split_edges(vertices: Array, faces: Array, shared: Edges, partner: Array) -> tuple[Array, Array, Array]:
     """Put a vertex in the middle of all but the first pair of sides at every edge of more than two faces.
 
-    A face is cut at one side only; what that leaves is found again in the next round.
+    A face is cut at one side only; what that leaves is found again in the next round. Returns vertices, faces, and the
+    face that each appended one was cut from.
     """
     flat = shared.of_face.reshape(-1)
     side = np.flatnonzero(shared.counts[flat] > 2)
@@ -141,8 +188,8 @@ def _split_edges(vertices: Array, faces: Array, shared: Edges, partner: Array) -
     side, other = side[free], other[free]
     middle = np.arange(len(side)) + len(vertices)
     tips = faces.reshape(-1)
-    tip = (vertices[tips[_next(_next(side))]] + vertices[tips[_next(_next(np.where(other < 0, side, other)))]]) / 2
-    points = (vertices[tips[side]] + vertices[tips[_next(side)]]) / 2 * (1 - _PART) + tip * _PART
+    tip = (vertices[tips[next_side(next_side(side))]] + vertices[tips[next_side(next_side(np.where(other < 0, side, other)))]]) / 2
+    points = (vertices[tips[side]] + vertices[tips[next_side(side)]]) / 2 * (1 - _PART) + tip * _PART
     faces = faces.copy()
     added = []
     for sides, new in ((side, middle), (other[other >= 0], middle[other >= 0])):
@@ -151,12 +198,8 @@ def _split_edges(vertices: Array, faces: Array, shared: Edges, partner: Array) -
         far[np.arange(len(rows)), sides % 3] = new
         faces[rows, (sides + 1) % 3] = new
         added.append(far)
-    return np.concatenate([vertices, points.astype(vertices.dtype)]), np.concatenate([faces, *added])
-
-
-def _next(side: Array) -> Array:
-    """The next side (or corner) of the same face."""
-    return side + np.where(side % 3 == 2, -2, 1)
+    cut = np.concatenate([side, other[other >= 0]]) // 3
+    return np.concatenate([vertices, points.astype(vertices.dtype)]), np.concatenate([faces, *added]), cut
 
 
 def _unit(rows: Array) -> Array:

@@ -2,13 +2,47 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
+from .manifold import Repair
 from .ragged import ragged
-from .topology import Array, boundary_edges, edges, face_components, face_normals, manifold_pairs
+from .topology import (
+    Array,
+    Edges,
+    boundary_edges,
+    edges,
+    face_components,
+    face_normals,
+    labels_at,
+    manifold_pairs,
+    same_direction,
+    signed_components,
+)
 
 _FLAT = 0.02
 """Below this share of area^1.5 the volume of an open component says nothing about its sides."""
+_BLOCK = 1 << 17
+"""Faces worked on at once."""
+
+
+class Patches(NamedTuple):
+    """Faces that manifold edges join.
+
+    Attributes:
+        label: int64 [F].
+        turned: bool [F], faces wound against the first face of their patch.
+    """
+
+    label: Array
+    turned: Array
+
+
+def wind_patches(faces: Array, found: Edges) -> Patches:
+    """Follow the winding of faces from neighbour to neighbour over the edges with two faces."""
+    p, q = manifold_pairs(found)[1].T
+    return Patches(*signed_components(len(faces), p // 3, q // 3, same_direction(faces, p, q)))
 
 
 def unify_winding(faces: Array) -> Array:
@@ -16,38 +50,31 @@ def unify_winding(faces: Array) -> Array:
 
     In every component the majority keeps its winding. Unorientable surfaces keep a seam somewhere.
     """
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import breadth_first_order
-
-    count = len(faces)
-    found = edges(faces)
-    labels = face_components(faces, found, manifold_only=True)
-    first = np.unique(labels, return_index=True)[1]
-    pair = manifold_pairs(found)[1] // 3
-    root = np.full(len(first), count)
-    a = np.concatenate([pair[:, 0], pair[:, 1], root])
-    b = np.concatenate([pair[:, 1], pair[:, 0], first])
-    graph = coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(count + 1, count + 1)).tocsr()
-    parent = breadth_first_order(graph, count, directed=True, return_predecessors=True)[1].astype(np.int64)
-    parent[count] = count
-    flip = np.zeros(count + 1, bool)
-    child = np.flatnonzero(parent[:count] < count)
-    flip[child] = _same_direction(faces[child], faces[parent[child]])
-    while (parent != count).any():  # parity along the path to the root, by pointer doubling
-        flip = flip ^ flip[parent]
-        parent = parent[parent]
-    flip = flip[:count]
-    flip ^= (np.bincount(labels, flip) > np.bincount(labels) / 2)[labels]
-    return np.where(flip[:, None], faces[:, [0, 2, 1]], faces)
+    return _flip(faces, *wind_patches(faces, edges(faces)))
 
 
-def _same_direction(faces: Array, others: Array) -> Array:
-    """Whether faces [N, 3] and their neighbours [N, 3] traverse a common edge in the same direction."""
-    result = np.zeros(len(faces), bool)
-    for i in range(3):
-        for j in range(3):
-            same_start = faces[:, i] == others[:, j]
-            result |= same_start & (faces[:, (i + 1) % 3] == others[:, (j + 1) % 3])
+def wind(repair: Repair, patches: Patches) -> tuple[Array, Array]:
+    """The repaired faces, wound alike in each component by majority, and their components int64 [F].
+
+    `patches` were found before the repair; only where that changed anything are neighbours looked up again.
+    """
+    added = len(repair.faces) - len(patches.label)
+    known = int(patches.label.max(initial=-1)) + 1
+    patch = np.concatenate([patches.label, known + np.arange(added)])
+    turned = np.concatenate([patches.turned, np.zeros(added, bool)])
+    p, q = repair.pairs.T
+    a, b = p // 3, q // 3
+    odd = same_direction(repair.faces, p, q) ^ turned[a] ^ turned[b]
+    whole, side = signed_components(known + added, patch[a], patch[b], odd)
+    label = whole[patch]
+    return _flip(repair.faces, label, turned ^ side[patch]), label
+
+
+def _flip(faces: Array, label: Array, turned: Array) -> Array:
+    """Turn those faces round whose winding is the rarer one of their component."""
+    turned = turned ^ (np.bincount(label, turned) > np.bincount(label) / 2)[label]
+    result = faces.copy()
+    result[turned] = faces[turned][:, [0, 2, 1]]
     return result
 
 
@@ -63,33 +90,43 @@ def face_outward(vertices: Array, faces: Array) -> Array:
         faces: int32 [F, 3], wound consistently inside each component.
     """
     found = edges(faces)
-    labels = face_components(faces, found)
-    count = int(labels.max()) + 1
-    rim = boundary_edges(faces, found)
-    label_of_vertex = np.zeros(len(vertices), np.int64)
-    label_of_vertex[faces.reshape(-1)] = np.repeat(labels, 3)
+    return turn_outward(vertices, faces, face_components(faces, found), boundary_edges(faces, found))
 
-    points = vertices.astype(np.float64)
-    normal = face_normals(points, faces) / 2
-    area = np.linalg.norm(normal, axis=1)
-    centre = points[faces].mean(1)
-    middle = _mean(centre, area, labels, count)
-    rims = label_of_vertex[rim[:, 0]]
-    open_ = np.bincount(rims, minlength=count) > 0
+
+def turn_outward(vertices: Array, faces: Array, label: Array, rim: Array) -> Array:
+    """`face_outward` with what is known of the mesh: components int64 [F] and directed boundary edges int64 [B, 2]."""
+    count = int(label.max()) + 1
+    sums = np.zeros((8, count))  # per component: area, normals, centres times area, centres times normals
+    for start in range(0, len(faces), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        points = vertices[faces[rows]].astype(np.float64)
+        normal = face_normals(points.reshape(-1, 3), np.arange(3 * len(points)).reshape(-1, 3)) / 2
+        area, centre = np.linalg.norm(normal, axis=1), points.mean(1)
+        columns = [area, *normal.T, *(centre * area[:, None]).T, (centre * normal).sum(1)]
+        sums += [np.bincount(label[rows], column, minlength=count) for column in columns]
+    total, push, along = sums[0], sums[1:4].T, sums[7]
+    middle = sums[4:7].T / total.clip(1e-30)[:, None]
+    open_ = np.zeros(count, bool)
     if len(rim):
-        ends = points[rim]
+        owner = labels_at(rim[:, 0], faces, label, len(vertices))
+        ends = vertices[rim].astype(np.float64)
         span = np.linalg.norm(ends[:, 1] - ends[:, 0], axis=1)
-        middle = np.where(open_[:, None], _mean(ends.mean(1), span, rims, count), middle)
-    volume = np.bincount(labels, ((centre - middle[labels]) * normal).sum(1) / 3, minlength=count)
-    whole = (centre * area[:, None]).sum(0) / area.sum().clip(1e-30)
-    outwardness = np.bincount(labels, ((centre - whole) * normal).sum(1), minlength=count)
-    total = np.bincount(labels, area, minlength=count)
+        open_ = np.bincount(owner, minlength=count) > 0
+        middle = np.where(open_[:, None], _mean(ends.mean(1), span, owner, count), middle)
+    volume = (along - (middle * push).sum(1)) / 3
+    whole = sums[4:7].sum(1) / total.sum().clip(1e-30)
+    outwardness = along - push @ whole
     sheet = open_ & (np.abs(volume) < _FLAT * total**1.5)
     inward = np.where(sheet, outwardness < -1e-6 * total, volume < 0)
     closed = np.flatnonzero(~open_)
     if len(closed) > 1:
-        inward[closed] ^= _nesting(points, faces, labels, closed) % 2 == 1
-    return np.where(inward[labels][:, None], faces[:, [0, 2, 1]], faces)
+        inward[closed] ^= _nesting(vertices, faces, label, closed) % 2 == 1
+    if not inward.any():
+        return faces
+    result = faces.copy()
+    turned = inward[label]
+    result[turned] = faces[turned][:, [0, 2, 1]]
+    return result
 
 
 def _mean(values: Array, weights: Array, labels: Array, count: int) -> Array:
@@ -98,24 +135,23 @@ def _mean(values: Array, weights: Array, labels: Array, count: int) -> Array:
     return np.stack([np.bincount(labels, values[:, k] * weights, minlength=count) for k in range(3)], axis=1) / total[:, None]
 
 
-def _nesting(points: Array, faces: Array, labels: Array, closed: Array) -> Array:
+def _nesting(vertices: Array, faces: Array, labels: Array, closed: Array) -> Array:
     """How many other closed components surround each of `closed`: the median of one ray along each axis."""
     number = np.full(int(labels.max()) + 1, -1)
     number[closed] = np.arange(len(closed))
-    solid = number[labels] >= 0
-    tri, owner = points[faces[solid]], number[labels[solid]]
-    seed = np.unique(owner, return_index=True)[1]
-    start = np.einsum("kcd,c->kd", tri[seed], [0.45, 0.33, 0.22])  # off any symmetry of the face
-    return np.median([_crossings(start, tri, owner, axis) for axis in range(3)], axis=0).astype(np.int64)
+    seed = np.full(len(number), len(faces))
+    np.minimum.at(seed, labels, np.arange(len(faces)))
+    start = np.einsum("kcd,c->kd", vertices[faces[seed[closed]]].astype(np.float64), [0.45, 0.33, 0.22])  # off any symmetry
+    return np.median([_crossings(start, vertices, faces, number[labels], axis) for axis in range(3)], axis=0).astype(np.int64)
 
 
-def _crossings(start: Array, tri: Array, owner: Array, axis: int) -> Array:
+def _crossings(start: Array, vertices: Array, faces: Array, owner: Array, axis: int) -> Array:
     """Of rays from start [K, 3] along +axis, the closed components that they are inside of, their own (k) left out.
 
-    tri is [T, 3, 3] with its component owner [T] in 0..K-1. Rays are binned in a grid across the axis.
+    `owner` is the closed component 0..K-1 of each face, -1 for none. Rays are binned in a grid across the axis.
     """
     across = [(axis + 1) % 3, (axis + 2) % 3]
-    rays, flat = start[:, across], tri[:, :, across]
+    rays = start[:, across]
     size = int(np.clip(2 * np.sqrt(len(start)), 1, 256))
     low = rays.min(0)
     scale = size / (rays.max(0) - low).clip(1e-12)
@@ -124,25 +160,35 @@ def _crossings(start: Array, tri: Array, owner: Array, axis: int) -> Array:
     by_cell = np.argsort(cell, kind="stable")
     in_cell = np.bincount(cell, minlength=size * size)
     first = np.cumsum(in_cell) - in_cell
+    before = np.pad(in_cell.reshape(size, size), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
 
-    begin = np.floor((flat.min(1) - low) * scale)
-    end = np.floor((flat.max(1) - low) * scale)
-    met = np.flatnonzero(((end >= 0) & (begin <= size)).all(1))
-    begin, end = (value[met].astype(np.int64).clip(0, size - 1) for value in (begin, end))
-    wide = end - begin + 1
-    item, offset = ragged(wide.prod(1))
-    place = (begin[item, 0] + offset // wide[item, 1]) * size + begin[item, 1] + offset % wide[item, 1]
-    pair, nth = ragged(in_cell[place])
-    ray, face = by_cell[first[place[pair]] + nth], met[item[pair]]
+    ray, face = [], []
+    for begin in range(0, len(faces), _BLOCK):  # faces whose box has a ray
+        rows = slice(begin, begin + _BLOCK)
+        flat = [vertices[faces[rows], k] for k in across]
+        box = [np.floor((ends(column) - low[i]) * scale[i]) for ends in (_least, _most) for i, column in enumerate(flat)]
+        fits = (owner[rows] >= 0) & (box[2] >= 0) & (box[3] >= 0) & (box[0] <= size) & (box[1] <= size)
+        u0, v0, u1, v1 = (side.clip(0, size - 1).astype(np.int64) for side in box)
+        fits &= before[u1 + 1, v1 + 1] - before[u0, v1 + 1] - before[u1 + 1, v0] + before[u0, v0] > 0
+        met = np.flatnonzero(fits)
+        u0, v0, u1, v1 = u0[met], v0[met], u1[met], v1[met]
+        item, offset = ragged((u1 - u0 + 1) * (v1 - v0 + 1))
+        wide = (v1 - v0 + 1)[item]
+        place = (u0[item] + offset // wide) * size + v0[item] + offset % wide
+        pair, nth = ragged(in_cell[place])
+        ray.append(by_cell[first[place[pair]] + nth])
+        face.append(met[item[pair]] + begin)
+    ray, face = np.concatenate(ray), np.concatenate(face)
     other = owner[face] != ray
     ray, face = ray[other], face[other]
 
-    corners, point = flat[face], rays[ray]
+    tri = vertices[faces[face]].astype(np.float64)
+    corners, point = tri[:, :, across], rays[ray]
     side = [_half_plane(corners[:, k], corners[:, (k + 1) % 3], point) for k in range(3)]
     hit = (side[0] == side[1]) & (side[1] == side[2])
-    ray, face = ray[hit], face[hit]
-    normal = np.cross(tri[face, 1] - tri[face, 0], tri[face, 2] - tri[face, 0])
-    above = ((tri[face, 0] - start[ray]) * normal).sum(1) * np.sign(normal[:, axis]) > 0
+    ray, face, tri = ray[hit], face[hit], tri[hit]
+    normal = np.cross(tri[:, 1] - tri[:, 0], tri[:, 2] - tri[:, 0])
+    above = ((tri[:, 0] - start[ray]) * normal).sum(1) * np.sign(normal[:, axis]) > 0
     touched, times = np.unique(ray[above] * len(start) + owner[face[above]], return_counts=True)
     return np.bincount(touched[times % 2 == 1] // len(start), minlength=len(start))
 
@@ -153,3 +199,11 @@ def _half_plane(a: Array, b: Array, point: Array) -> Array:
     a, b = np.where(swap[:, None], b, a), np.where(swap[:, None], a, b)
     cross = (b[:, 0] - a[:, 0]) * (point[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (point[:, 0] - a[:, 0])
     return (cross >= 0) ^ swap
+
+
+def _least(corners: Array) -> Array:
+    return np.minimum(np.minimum(corners[:, 0], corners[:, 1]), corners[:, 2])
+
+
+def _most(corners: Array) -> Array:
+    return np.maximum(np.maximum(corners[:, 0], corners[:, 1]), corners[:, 2])

@@ -7,45 +7,95 @@ manifold with two.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 Array = np.ndarray
 
 
-class Edges(NamedTuple):
-    """Unique undirected edges.
+@dataclass(frozen=True)
+class Edges:
+    """Unique undirected edges, lexicographic by (low, high). A side is 3 * face + k, from corner k to the next one.
 
     Attributes:
-        pairs: int64 [E, 2] (low, high), lexicographic.
-        of_face: int64 [F, 3] edge index of the sides (v0 v1), (v1 v2), (v2 v0).
-        counts: int64 [E] incident faces.
+        order: int64 [3F] sides grouped by edge, the lowest side of each edge first.
+        start: int64 [E] place in `order` of the first side of each edge.
+        keys, span: low * span + (high - low) of each edge.
     """
 
-    pairs: Array
-    of_face: Array
-    counts: Array
+    order: Array
+    start: Array
+    keys: Array
+    span: int
+
+    @cached_property
+    def counts(self) -> Array:
+        """int64 [E] incident faces."""
+        return np.diff(self.start, append=len(self.order))
+
+    @cached_property
+    def pairs(self) -> Array:
+        """int64 [E, 2] (low, high)."""
+        low, gap = np.divmod(self.keys, self.span)
+        return np.stack([low, low + gap], axis=1)
+
+    @cached_property
+    def of_face(self) -> Array:
+        """int64 [F, 3] edge of the sides (v0 v1), (v1 v2), (v2 v0)."""
+        result = np.empty(len(self.order), np.int64)
+        result[self.order] = np.repeat(np.arange(len(self.start)), self.counts)
+        return result.reshape(-1, 3)
 
 
 def edges(faces: Array) -> Edges:
     """The unique undirected edges of faces int [F, 3]; see `Edges`."""
-    if not len(faces):
-        return Edges(np.zeros((0, 2), np.int64), np.zeros((0, 3), np.int64), np.zeros(0, np.int64))
-    sides = np.stack([faces, np.roll(faces, -1, axis=1)], axis=-1).astype(np.int64).reshape(-1, 2)
-    span = int(sides.max()) + 1
-    keys = sides.min(1) * span + sides.max(1)
-    unique, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    return Edges(np.stack([unique // span, unique % span], axis=1), inverse.reshape(-1, 3), counts)
+    following = faces[:, [1, 2, 0]]
+    low = np.minimum(faces, following).reshape(-1).astype(np.int64)
+    gap = np.maximum(faces, following).reshape(-1) - low
+    span = int(gap.max(initial=0)) + 1
+    order, keys = stable_order(low * span + gap)
+    opens = np.ones(len(keys), bool)
+    np.not_equal(keys[1:], keys[:-1], out=opens[1:])
+    start = np.flatnonzero(opens)
+    return Edges(order, start, keys[start], span)
+
+
+def stable_order(keys: Array) -> tuple[Array, Array]:
+    """Stable argsort int64 [N] of integers >= 0, int64 or uint64, and the sorted keys.
+
+    Where there is room the row is packed below its key: sorting plain numbers is several times faster than an argsort.
+    """
+    bits = len(keys).bit_length()
+    if int(keys.max(initial=0)).bit_length() + bits > 63:
+        order = np.argsort(keys, kind="stable")
+        return order, keys[order]
+    packed = (keys.astype(np.int64) << bits) | np.arange(len(keys))
+    packed.sort()
+    return packed & ((1 << bits) - 1), packed >> bits
+
+
+def without(found: Edges, keep: Array) -> Edges:
+    """The edges that remain, and their sides renumbered, when only the faces `keep` (bool [F]) stay."""
+    stays = keep[found.order // 3]
+    old = found.order[stays]
+    number = np.cumsum(keep) - 1
+    keys = np.repeat(found.keys, found.counts)[stays]
+    start = np.flatnonzero(np.diff(keys, prepend=-1))
+    return Edges(3 * number[old // 3] + old % 3, start, keys[start], found.span)
 
 
 def boundary_edges(faces: Array, found: Edges | None = None) -> Array:
     """Directed boundary edges int64 [B, 2] as their single face traverses them, in edge order."""
     found = found or edges(faces)
-    face, side = np.nonzero(found.counts[found.of_face] == 1)
-    order = np.argsort(found.of_face[face, side], kind="stable")
-    face, side = face[order], side[order]
-    return np.stack([faces[face, side], faces[face, (side + 1) % 3]], axis=1).astype(np.int64)
+    return rim_edges(faces, found.order[found.start[found.counts == 1]])
+
+
+def rim_edges(faces: Array, sides: Array) -> Array:
+    """The directed edges int64 [B, 2] that sides int [B] of faces traverse."""
+    flat = faces.reshape(-1)
+    return np.stack([flat[sides], flat[next_side(sides)]], axis=1).astype(np.int64)
 
 
 def manifold_pairs(found: Edges) -> tuple[Array, Array]:
@@ -53,12 +103,9 @@ def manifold_pairs(found: Edges) -> tuple[Array, Array]:
 
     A corner is 3 * face + side, lower corner first, so `corners // 3` are the two faces.
     """
-    flat = found.of_face.reshape(-1)
-    order = np.argsort(flat, kind="stable")
-    starts = np.concatenate([[0], np.cumsum(found.counts)])[:-1]
     manifold = np.flatnonzero(found.counts == 2)
-    first = starts[manifold]
-    return manifold, np.stack([order[first], order[first + 1]], axis=1)
+    first = found.start[manifold]
+    return manifold, np.stack([found.order[first], found.order[first + 1]], axis=1)
 
 
 def face_components(faces: Array, found: Edges | None = None, *, manifold_only: bool = False) -> Array:
@@ -67,22 +114,81 @@ def face_components(faces: Array, found: Edges | None = None, *, manifold_only: 
     Labels run 0.. in the order of each component's lowest face. `manifold_only` ignores edges of three and more faces.
     """
     found = found or edges(faces)
-    face = np.repeat(np.arange(len(faces)), 3)
-    edge = found.of_face.reshape(-1)
     if manifold_only:
-        keep = found.counts[edge] == 2
-        face, edge = face[keep], edge[keep]
-    labels = graph_components(len(faces) + len(found.pairs), face, len(faces) + edge)
-    return first_seen_order(labels[: len(faces)])
+        a, b = (manifold_pairs(found)[1] // 3).T
+    else:
+        follows = np.ones(len(found.order), bool)
+        follows[found.start] = False
+        later = np.flatnonzero(follows)
+        a, b = found.order[later - 1] // 3, found.order[later] // 3
+    return graph_components(len(faces), a, b)
 
 
 def graph_components(nodes: int, a: Array, b: Array) -> Array:
     """Component label int64 [nodes] of the undirected graph with edges a[i] - b[i], labelled by lowest node."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
+    return signed_components(nodes, a, b)[0]
 
-    graph = coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(nodes, nodes))
-    return first_seen_order(connected_components(graph, directed=False)[1])
+
+def signed_components(nodes: int, a: Array, b: Array, odd: Array | None = None) -> tuple[Array, Array]:
+    """Components of an undirected graph, and on which of two sides of its component each node lies.
+
+    Every node hooks onto its lowest neighbour, the trees shrink to their roots, and the graph between the roots is
+    treated alike. So much for trees; where edges around a circle contradict each other some of them are ignored.
+
+    Args:
+        nodes: their number.
+        a, b: int [M], the nodes that each edge joins.
+        odd: bool [M], whether an edge joins nodes of different sides; none for never.
+
+    Returns:
+        (label int64 [nodes], 0.. by lowest node; side bool [nodes], False for the lowest node of each component).
+    """
+    compact_type = np.int32 if nodes < 2**31 else np.int64
+    a, b = a.astype(compact_type), b.astype(compact_type)
+    odd = np.zeros(len(a), bool) if odd is None else odd
+    low, high = np.minimum(a, b), np.maximum(a, b)
+    root = np.arange(nodes, dtype=compact_type)
+    np.minimum.at(root, high, low)
+    side = np.zeros(nodes, bool)
+    taken = root[high] == low
+    side[high[taken]] = odd[taken] & (high[taken] != low[taken])
+    while True:  # pointer doubling
+        above = root[root]
+        moving = np.flatnonzero(above != root)
+        if not len(moving):
+            break
+        side[moving] ^= side[root[moving]]
+        root = above
+    is_root = root == np.arange(nodes)
+    number = (np.cumsum(is_root) - 1)[root]
+    low, high = number[low], number[high]
+    open_ = low != high
+    if not open_.any():
+        return number, side
+    odd = odd[open_] ^ side[a[open_]] ^ side[b[open_]]
+    above, turned = signed_components(int(is_root.sum()), low[open_], high[open_], odd)
+    return above[number], side ^ turned[number]
+
+
+def same_direction(faces: Array, first: Array, second: Array) -> Array:
+    """Whether two sides int [M] on the same edge traverse it in the same direction: bool [M]."""
+    flat = faces.reshape(-1)
+    return flat[first] == flat[second]
+
+
+def next_side(side: Array) -> Array:
+    """The next side (or corner) of the same face."""
+    return side + np.where(side % 3 == 2, -2, 1)
+
+
+def labels_at(points: Array, faces: Array, label: Array, count: int) -> Array:
+    """Component of each of some vertices int [N], of `count` in all."""
+    wanted = np.zeros(count, bool)
+    wanted[points] = True
+    face, corner = np.nonzero(wanted[faces])
+    of_vertex = np.zeros(count, np.int64)
+    of_vertex[faces[face, corner]] = label[face]
+    return of_vertex[points]
 
 
 def first_seen_order(labels: Array) -> Array:
@@ -95,8 +201,9 @@ def first_seen_order(labels: Array) -> Array:
 
 def face_normals(vertices: Array, faces: Array) -> Array:
     """Un-normalised normals [F, 3], length twice the face area, dtype of `vertices`."""
-    a, b, c = (vertices[faces[:, k]] for k in range(3))
-    return np.cross(b - a, c - a)
+    a, b, c = (vertices[faces[:, k]].T for k in range(3))
+    (px, py, pz), (qx, qy, qz) = b - a, c - a
+    return np.stack([py * qz - pz * qy, pz * qx - px * qz, px * qy - py * qx], axis=1)
 
 
 def face_areas(vertices: Array, faces: Array) -> Array:
@@ -118,5 +225,7 @@ def compact(vertices: Array, faces: Array) -> tuple[Array, Array, Array]:
     used = np.zeros(len(vertices), bool)
     used[faces.reshape(-1)] = True
     kept = np.flatnonzero(used)
+    if len(kept) == len(vertices):
+        return vertices, faces, kept
     renumber = np.cumsum(used) - 1
     return vertices[kept], renumber[faces].astype(faces.dtype), kept
