@@ -1,4 +1,4 @@
-"""The command line: `python -m trellis_core generate | info | download | lora | train-lora`."""
+"""The command line: `python -m trellis_core generate | info | download | serve | lora | train-lora`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ INTERRUPTED = 130
 
 
 def build_parser() -> argparse.ArgumentParser:
+    from .fal.serve import add_arguments as add_serve_arguments
     from .lora import options as lora_options
     from .settings import GenerationSettings
 
@@ -49,6 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
     download.add_argument("--to", type=Path, default=Path("weights"), metavar="FOLDER", help="default: ./weights")
     download.add_argument("--yes", action="store_true", help="do not ask before downloading")
     lora_options.add_commands(commands)
+
+    serve = commands.add_parser("serve", help="answer the hosted endpoints' API from this machine")
+    add_serve_arguments(serve)
     return parser
 
 
@@ -76,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from .cli_info import run
         elif options.command == "lora":
             from .cli_lora import run
+        elif options.command == "serve":
+            from .fal.serve import run
         else:
             from .download import run
         run(options)

@@ -1,0 +1,83 @@
+"""A service in a thread of the test's process, with work that costs nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from trellis_core.fal.inputs import Inputs
+from trellis_core.fal.local import LocalRunner, Made
+from trellis_core.fal.serve import running
+from trellis_core.fal.service import Service, ServiceConfig
+from trellis_core.run import RunContext
+
+KEY = "a-key-of-the-tests:with-two-halves"
+OTHER_KEY = "another-key-of-the-tests"
+GLB = b"glTF" + bytes(60)
+PICTURE = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAYAAADED76LAAAAIUlEQVR42mNkYGBgOCEn958BB2DCJ8nAwMDAxEAADAkFANqCBBbq9AuHAAAAAElFTkSuQmCC"
+)
+PIXELS = "data:image/png;base64," + PICTURE
+
+
+class Gate:
+    """Dummy work: makes the same small file at once, or when `open` is called; notes what it was given."""
+
+    def __init__(self, closed: bool = False) -> None:
+        self._go = threading.Event()
+        self.began = threading.Semaphore(0)
+        self.seen: list[Inputs] = []
+        if not closed:
+            self._go.set()
+
+    def open(self) -> None:
+        self._go.set()
+
+    def __call__(self, inputs: Inputs, ctx: RunContext) -> Made:
+        self.seen.append(inputs)
+        self.began.release()
+        ctx.report(0.0, "structure")
+        while not self._go.wait(0.005):
+            ctx.check()
+        ctx.report(1.0, "asset")
+        return Made(GLB, 7 if inputs.settings.seed is None else inputs.settings.seed)
+
+
+@contextmanager
+def serving(folder: Path, make: Any = None, slots: int = 1, **options: Any) -> Iterator[tuple[str, Service]]:
+    """The address and the service; `options` are of ServiceConfig."""
+    options.setdefault("keys", (KEY, OTHER_KEY))
+    found: dict[str, Any] = {}
+    up, loop = threading.Event(), asyncio.new_event_loop()
+
+    async def main() -> None:
+        service = Service(ServiceConfig(folder, **options))
+        runner = LocalRunner(make or Gate(), service.reader, service.store, slots)
+        async with running(service, runner, "127.0.0.1", 0) as url:
+            found.update(url=url, service=service, stop=asyncio.Event())
+            up.set()
+            await found["stop"].wait()
+
+    def work() -> None:
+        try:
+            loop.run_until_complete(main())
+        except BaseException as error:
+            found["error"] = error
+            up.set()
+            raise
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    up.wait()
+    if "error" in found:
+        raise found["error"]
+    try:
+        yield found["url"], found["service"]
+    finally:
+        loop.call_soon_threadsafe(found["stop"].set)
+        thread.join()
+        loop.close()

@@ -1,0 +1,107 @@
+"""What the endpoints take and give: their fields as a checked model, their result, their OpenAPI document (spec E 2)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, field_validator
+
+from ..settings import ENDPOINTS, LORA_FIELDS, STAGE_PREFIX, GenerationSettings, _number_from_text, fal_errors
+from .answers import FalError, echo
+
+LORA_ENDPOINT = "fal-ai/trellis-2-lora"
+
+
+class File(BaseModel):
+    """A file that was made."""
+
+    url: str
+    content_type: str
+    file_name: str
+    file_size: int
+
+
+@lru_cache
+def payload_model(app: str) -> type[BaseModel]:
+    """The body that endpoint `app` takes: fields of `GenerationSettings` with the endpoint's own defaults and choices."""
+    endpoint = ENDPOINTS[app]
+    fields: dict[str, Any] = {}
+    for name in endpoint.fields:
+        field = GenerationSettings.model_fields[name]
+        rules, default = tuple(field.metadata), endpoint.defaults.get(name, field.default)
+        annotation: Any = field.annotation
+        if name in endpoint.required:
+            annotation, default = str, ...
+        if name in endpoint.choices:
+            annotation, rules = Literal[endpoint.choices[name]], (BeforeValidator(_number_from_text),)
+        if rules:
+            annotation = Annotated[(annotation, *rules)]
+        fields[name] = annotation, Field(default, description=field.description)
+    ends = [f"{prefix}_guidance_interval_end" for prefix in STAGE_PREFIX.values()]
+    in_order = field_validator(*ends)(classmethod(GenerationSettings._interval_in_order.__func__))
+    title = "".join(part.capitalize() for part in app.split("/")[1].split("-")) + "Input"
+    config = ConfigDict(extra="ignore", frozen=True, title=title)
+    return create_model(title, __config__=config, __validators__={"in_order": in_order}, **fields)
+
+
+def check_payload(app: str, body: bytes) -> tuple[GenerationSettings, list[str]]:
+    """The settings in a request's body, and the names in it that mean nothing to the endpoint.
+
+    Raises:
+        FalError: 422 with every field that is wrong.
+    """
+    values = read_json(body)
+    try:
+        checked = payload_model(app).model_validate(values)
+    except ValidationError as error:
+        raise FalError(422, [{**entry, "input": echo(entry["input"])} for entry in _plain(fal_errors(error))]) from None
+    given = {name: getattr(checked, name) for name in checked.model_fields_set} | {
+        name: getattr(checked, name) for name in ENDPOINTS[app].defaults
+    }
+    return GenerationSettings(**given), sorted(set(values) - set(type(checked).model_fields))
+
+
+def read_json(body: bytes) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        FalError: 422, it is something else.
+    """
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        values = json.loads(body, parse_constant=refuse)
+    except (ValueError, RecursionError):
+        raise FalError(422, [{"loc": ["body"], "msg": "The body is not valid JSON.", "type": "json_invalid"}]) from None
+    if not isinstance(values, dict):
+        raise FalError(422, [{"loc": ["body"], "msg": "The body must be a JSON object.", "type": "dict_type"}])
+    return values
+
+
+def result(app: str, settings: GenerationSettings, seed: int, file: Mapping[str, Any]) -> dict[str, Any]:
+    """What endpoint `app` answers for a finished job."""
+    made: dict[str, Any] = {"model_glb": dict(file)}
+    if app == LORA_ENDPOINT:
+        echoed = ("resolution", "decimation_target", "texture_size", *LORA_FIELDS)
+        made |= {"seed": seed} | {name: getattr(settings, name) for name in echoed}
+    return made
+
+
+@lru_cache
+def result_model(app: str) -> type[BaseModel]:
+    """The type of `result`."""
+    fields: dict[str, Any] = {"model_glb": (File, Field(description="The generated model, a binary glTF file."))}
+    if app == LORA_ENDPOINT:
+        fields |= dict.fromkeys(("seed", "resolution", "decimation_target", "texture_size"), (int, ...))
+        fields |= {name: (str | None, None) for name in LORA_FIELDS}
+    return create_model(payload_model(app).__name__.removesuffix("Input") + "Output", **fields)
+
+
+def _plain(errors: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """With contexts that JSON can say."""
+    return json.loads(json.dumps(errors, default=str))
