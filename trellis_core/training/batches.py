@@ -20,7 +20,11 @@ COLOUR_ORDERS = ((0, 1, 2), (1, 2, 0), (2, 0, 1), (0, 2, 1), (2, 1, 0), (1, 0, 2
 
 @dataclass(frozen=True)
 class ViewBatch:
-    """Pictures and what their pixels see: pixels [B, 3, S, S] 0..1, mask [B, 1, S, S], xyz [B, 3, S, S], material [B, 5, S, S]."""
+    """Pictures and what their pixels see.
+
+    Attributes:
+        pixels: [B, 3, S, S] in 0..1. mask: [B, 1, S, S]. xyz: [B, 3, S, S]. material: [B, 5, S, S].
+    """
 
     pixels: Tensor
     mask: Tensor

@@ -9,10 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..vae.sparse_unet import dual_grid_features
 from . import batches
 from .dataset import ShardedObjects
-from ..vae.sparse_unet import dual_grid_features
-
 
 MOST = 16000
 """Objects that the flow stages train on at most."""
@@ -46,18 +45,20 @@ class ShapeLatents:
         offsets: int64 [objects + 1], rows of object i are offsets[i] : offsets[i + 1].
         coords: uint8 [T, 3] latent voxels, lexicographic.
         shape: float32 [T, C] posterior means.
+        variance: float32 [C] mean posterior variance.
     """
 
     offsets: Tensor
     coords: Tensor
     shape: Tensor
+    variance: Tensor
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation [C] over all tokens."""
-        return self.shape.mean(0), self.shape.std(0)
+        return moments(self.shape, self.variance)
 
     def rows(self, objects: list[int]) -> tuple[Tensor, Tensor]:
         """(row numbers int64 [T'], coords int32 [T', 4]) of a batch of objects."""
@@ -69,6 +70,35 @@ class ShapeLatents:
     @classmethod
     def open(cls, path: Path) -> ShapeLatents:
         return cls(**load_file(path))
+
+
+@dataclass(frozen=True)
+class TextureLatents:
+    """Texture latents on the coordinates of the shape latents.
+
+    Attributes:
+        texture: float32 [orders, T, C] posterior means in the first `orders` colour orders.
+        variance: float32 [C] mean posterior variance.
+    """
+
+    texture: Tensor
+    variance: Tensor
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation [C] over all tokens in the first order."""
+        return moments(self.texture[0], self.variance)
+
+    @classmethod
+    def open(cls, path: Path) -> TextureLatents:
+        return cls(**load_file(path))
+
+
+def moments(means: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [C] of a latent with posterior means [T, C] and mean posterior variance [C].
+
+    Counting the posterior in keeps channels that hardly say anything small, so that a flow does not toil for them.
+    """
+    return means.mean(0), (means.var(0) + variance).sqrt()
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
@@ -94,7 +124,7 @@ def cache_tokens(vit: nn.Module, objects: ShardedObjects, path: Path, orders: in
 @torch.no_grad()
 def cache_shape_latents(encoder: nn.Module, objects: ShardedObjects, path: Path, chunk: int = 16) -> None:
     """Posterior means of the shape autoencoder."""
-    counts, coords, shape = [], [], []
+    counts, coords, shape, variance = [], [], [], []
     for start in range(0, min(len(objects), MOST), chunk):
         rows = range(start, min(start + chunk, len(objects), MOST))
         batch = batches.sparse_batch([objects.targets(i, objects.grids[0]) for i in rows])
@@ -102,20 +132,25 @@ def cache_shape_latents(encoder: nn.Module, objects: ShardedObjects, path: Path,
         counts.append(torch.bincount(latent.coords[:, 0].long(), minlength=len(rows)))
         coords.append(latent.coords[:, 1:].to(torch.uint8))
         shape.append(latent.mean)
+        variance.append(latent.logvar.exp())
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), torch.cat(counts).cumsum(0)])
-    _save({"offsets": offsets, "coords": torch.cat(coords), "shape": torch.cat(shape)}, path)
+    columns = {"coords": torch.cat(coords), "shape": torch.cat(shape), "variance": torch.cat(variance).mean(0)}
+    _save({"offsets": offsets, **columns}, path)
 
 
 @torch.no_grad()
 def cache_texture_latents(encoder: nn.Module, objects: ShardedObjects, path: Path, orders: int = 1, chunk: int = 16) -> None:
     """Posterior means of the texture autoencoder, one set per colour order, on the coordinates of the shape latents."""
     found: list[list[Tensor]] = [[] for _ in range(orders)]
+    variance = []
     for start in range(0, min(len(objects), MOST), chunk):
         targets = [objects.targets(i, objects.grids[0]) for i in range(start, min(start + chunk, len(objects), MOST))]
         for order in range(orders):
             batch = batches.sparse_batch(targets, [batches.COLOUR_ORDERS[order]] * len(targets))
-            found[order].append(encoder(batch.attrs * 2 - 1, batch.coords).mean)
-    _save({"texture": torch.stack([torch.cat(f) for f in found])}, path)
+            latent = encoder(batch.attrs * 2 - 1, batch.coords)
+            found[order].append(latent.mean)
+            variance.append(latent.logvar.exp())
+    _save({"texture": torch.stack([torch.cat(f) for f in found]), "variance": torch.cat(variance).mean(0)}, path)
 
 
 @torch.no_grad()

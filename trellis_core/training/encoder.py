@@ -43,13 +43,17 @@ class VoxelHead(nn.Module):
         self.heads = heads
         self.queries = nn.Parameter(torch.randn(GRID**3, width))
         self.blocks = nn.ModuleList(
-            nn.ModuleDict({
-                "norm_q": nn.LayerNorm(width),
-                "to_q": nn.Linear(width, width),
-                "to_kv": nn.Linear(width, 2 * width),
-                "to_out": nn.Linear(width, width),
-                "mlp": nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)),
-            })
+            nn.ModuleDict(
+                {
+                    "norm_q": nn.LayerNorm(width),
+                    "to_q": nn.Linear(width, width),
+                    "to_kv": nn.Linear(width, 2 * width),
+                    "to_out": nn.Linear(width, width),
+                    "mlp": nn.Sequential(
+                        nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+                    ),
+                }
+            )
             for _ in range(depth)
         )
         self.head = nn.Linear(width, 1 + FINE**3 + MATERIAL)

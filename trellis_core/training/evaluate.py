@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -52,9 +54,8 @@ def make_truth(seed: int, coarse_grid: int) -> Truth:
     camera = Camera.random(rng)
     rgba = render_view(obj, camera, 512, Lighting.random(rng, camera.azimuth))
     fine = dual_grid_targets(obj, TRUTH_GRID)
-    mesh = dual_grid_to_mesh(
-        torch.from_numpy(fine.coords.astype(np.int32)), torch.from_numpy(fine.dual), torch.from_numpy(fine.intersected), None, TRUTH_GRID
-    )
+    coords, dual, flags = map(torch.from_numpy, (fine.coords.astype(np.int32), fine.dual, fine.intersected))
+    mesh = dual_grid_to_mesh(coords, dual, flags, None, TRUTH_GRID)
     vertices = mesh.vertices.numpy()
     cover = rgba[..., 3:] / 255
     mean = (rgba[..., :3] / 255 * cover).sum((0, 1)) / cover.sum()
@@ -85,17 +86,15 @@ def finished(asset: Asset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return asset.vertices.numpy(), attrs.numpy(), asset.faces.numpy()
 
 
-def generate(family: Family, truths: Sequence[Truth], settings: GenerationSettings) -> Iterator[Result]:
-    """Run the stages on the truths' pictures, a batch at a time."""
-    for start in range(0, len(truths), BATCH):
-        part = truths[start : start + BATCH]
-        seen = stages.condition(family, [t.picture for t in part], settings)
-        structure = stages.sample_structure(family, seen, settings, seed=start)
-        shape = stages.sample_shape(family, seen, structure, settings)
-        texture = stages.sample_texture(family, seen, shape, settings)
-        for i, (mesh, voxels) in enumerate(stages.decode(family, shape, texture)):
-            rows = structure.coords[:, 0] == i
-            yield Result(structure.coords[rows, 1:].numpy(), mesh, voxels)
+def generate(family: Family, truths: Sequence[Truth], settings: GenerationSettings, seed: int) -> Iterator[Result]:
+    """Run the stages on the truths' pictures, all at once."""
+    seen = stages.condition(family, [t.picture for t in truths], settings)
+    structure = stages.sample_structure(family, seen, settings, seed=seed)
+    shape = stages.sample_shape(family, seen, structure, settings)
+    texture = stages.sample_texture(family, seen, shape, settings)
+    for i, (mesh, voxels) in enumerate(stages.decode(family, shape, texture)):
+        rows = structure.coords[:, 0] == i
+        yield Result(structure.coords[rows, 1:].numpy(), mesh, voxels)
 
 
 def compare(vertices: np.ndarray, attrs: np.ndarray, faces: np.ndarray, truth: Truth) -> dict[str, float]:
@@ -136,29 +135,47 @@ def painted_with_mean(result: Result, truth: Truth) -> float:
     return float(metrics.two_way_attribute_error(vertices, flat, truth.vertices, truth.attrs[:, :3]).mean())
 
 
-def mean_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+Measures = dict[str, dict[str, float]]
+"""Of one object or their mean: `matched`; `mismatched`, against another object's truth; `mean_colour`, the painting
+baseline; `finished`, the asset as it is written."""
+
+
+def evaluate_batch(family: Family, first: int, count: int, settings: GenerationSettings, assets: bool = True) -> list[Measures]:
+    """Measures of every object of the seeds `first` to `first + count - 1`."""
+    grid = family.scales[family.route(settings.resolution, settings.cascade).start].structure_grid
+    truths = [make_truth(first + i, grid) for i in range(count)]
+    small = settings.model_copy(update={"texture_size": 512})
+    found = []
+    for i, result in enumerate(generate(family, truths, settings, seed=first)):
+        measures = {
+            "matched": compare_raw(result, truths[i]),
+            "mismatched": compare_raw(result, truths[i - 1]),
+            "mean_colour": {"rgb": painted_with_mean(result, truths[i])},
+        }
+        found.append(measures | ({"finished": compare_finished(result, truths[i], small)} if assets else {}))
+    return found
+
+
+def mean_of(rows: Sequence[Measures]) -> Measures:
     """Mean over objects of every measure."""
-    return {key: round(float(np.mean([r[key] for r in rows])), 4) for key in rows[0]}
+    return {
+        group: {key: round(float(np.mean([row[group][key] for row in rows])), 4) for key in rows[0][group]} for group in rows[0]
+    }
+
+
+def _work(job: tuple[str, int, int, GenerationSettings, bool]) -> list[Measures]:
+    weights, *rest = job
+    torch.set_num_threads(1)
+    return evaluate_batch(load_family(weights), *rest)
 
 
 def evaluate(
-    family: Family, count: int, settings: GenerationSettings, first: int = FIRST_SEED, assets: bool = True
-) -> dict[str, dict[str, float]]:
-    """Means over objects: `matched`; `mismatched`, against the next object's truth; `mean_colour`, the painting baseline;
-    `finished`, the asset as it is written."""
-    grid = family.scales[family.route(settings.resolution, settings.cascade).start].structure_grid
-    truths = [make_truth(first + i, grid) for i in range(count)]
-    results = list(generate(family, truths, settings))
-    pairs = list(zip(results, truths, strict=True))
-    report = {
-        "matched": mean_of([compare_raw(r, t) for r, t in pairs]),
-        "mismatched": mean_of([compare_raw(r, t) for r, t in zip(results, [*truths[1:], truths[0]], strict=True)]),
-        "mean_colour": mean_of([{"rgb": painted_with_mean(r, t)} for r, t in pairs]),
-    }
-    if assets:
-        small = settings.model_copy(update={"texture_size": 512})
-        report["finished"] = mean_of([compare_finished(r, t, small) for r, t in pairs])
-    return report
+    weights: str, count: int, settings: GenerationSettings, first: int = FIRST_SEED, assets: bool = True, workers: int = 1
+) -> list[Measures]:
+    """Measures of `count` objects, batch by batch, in `workers` processes; their number changes no figure."""
+    jobs = [(weights, first + i, min(BATCH, count - i), settings, assets) for i in range(0, count, BATCH)]
+    with get_context("spawn").Pool(workers) if workers > 1 else nullcontext() as pool:
+        return [row for rows in (pool.imap if pool else map)(_work, jobs) for row in rows]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -170,11 +187,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--resolution", type=int, default=512, choices=(512, 1024))
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a settings field, may be repeated")
     parser.add_argument("--raw", action="store_true", help="leave the finished assets out (faster)")
+    parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--json", type=Path, help="write the measures here too")
     args = parser.parse_args(argv)
     fields = dict(item.split("=", 1) for item in args.set)
     settings = GenerationSettings(resolution=args.resolution, seed=0, **fields)
-    report = evaluate(load_family(args.weights), args.objects, settings, args.first_seed, not args.raw)
+    report = mean_of(evaluate(args.weights, args.objects, settings, args.first_seed, not args.raw, args.workers))
     for name, row in report.items():
         print(f"{name:12}", "  ".join(f"{key} {value:.4f}" for key, value in row.items()))
     if args.json:

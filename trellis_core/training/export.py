@@ -1,6 +1,6 @@
 """Write a trained run as a family folder in the published layout: pipeline.json, ckpts/, dinov3/; fp16 throughout.
 
-    python -m trellis_core.training.export --run runs/mini --out trellis_core/mini
+python -m trellis_core.training.export --run runs/mini --out trellis_core/mini
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..flow.sampler import SamplerParams
-from .cache import ShapeLatents, cache_file
+from .cache import ShapeLatents, TextureLatents, cache_file
 from .flows import STRUCTURE_SAMPLER
 from .loop import load_averaged
 from .networks import CONFIGS, DINO_CONFIG, RESOLUTIONS, make_image_encoder, make_network
 from .run import auxiliary_heads
-from .slat_stages import texture_statistics
 from .stages import structure_scale
 
 SHAPE_SAMPLER = SamplerParams(12, 3.0, 0.5, (0.6, 1.0), 3.0)
@@ -54,7 +53,11 @@ def pipeline_config(normalization: dict[str, tuple[Tensor, Tensor]], name: str =
         "args": {
             "models": {role: f"ckpts/{stem}" for role, stem in MODELS.items()},
             **{
-                key: {"name": "FlowEulerGuidanceIntervalSampler", "args": {"sigma_min": 1e-5}, "params": dataclasses.asdict(params)}
+                key: {
+                    "name": "FlowEulerGuidanceIntervalSampler",
+                    "args": {"sigma_min": 1e-5},
+                    "params": dataclasses.asdict(params),
+                }
                 for key, params in samplers.items()
             },
             **{
@@ -90,13 +93,12 @@ def load_networks(run: Path) -> tuple[dict[str, nn.Module], dict[str, tuple[Tens
         load_averaged(f"{kind}_vae", {"enc": nets[f"{kind}_enc"], "dec": nets[f"{kind}_dec"]}, run)
         if (run / f"{kind}_flow.pt").exists():
             load_averaged(f"{kind}_flow", {"model": nets[f"{kind}_flow"]}, run)
-        for stage in (f"{kind}_dec", f"{kind}_polish"):
-            if (run / f"{stage}.pt").exists():
-                load_averaged(stage, {"dec": nets[f"{kind}_dec"]}, run)
+        if (run / f"{kind}_polish.pt").exists():
+            load_averaged(f"{kind}_polish", {"dec": nets[f"{kind}_dec"]}, run)
     scale = structure_scale(load_file(cache_file(run, "latents_structure", 32))["structure"])
     fold_structure_scale(nets["ss_enc"], nets["ss_dec"], scale.flatten())
     shape = ShapeLatents.open(cache_file(run, "latents_shape", 32)).statistics()
-    return nets, {"shape": shape, "tex": texture_statistics(load_file(cache_file(run, "latents_texture", 32))["texture"])}
+    return nets, {"shape": shape, "tex": TextureLatents.open(cache_file(run, "latents_texture", 32)).statistics()}
 
 
 def export(run: Path, out: Path) -> int:

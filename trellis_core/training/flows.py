@@ -21,7 +21,13 @@ TEXTURE_SAMPLER = SamplerParams(12, 1.0, 0.0, (0.6, 0.9), 3.0)
 
 
 def structure_flow_loss(
-    model: nn.Module, x0: Tensor, cond: Tensor, generator: torch.Generator, *, p_uncond: float = 0.1, schedule: TimeSchedule = STRUCTURE_TIMES
+    model: nn.Module,
+    x0: Tensor,
+    cond: Tensor,
+    generator: torch.Generator,
+    *,
+    p_uncond: float = 0.1,
+    schedule: TimeSchedule = STRUCTURE_TIMES,
 ) -> Tensor:
     """x0 [B, C, r, r, r], cond [B, L, D] -> mean squared velocity error."""
     draws = torch.rand(len(cond), generator=generator).numpy()

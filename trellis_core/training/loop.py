@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ class Recipe:
 
     Attributes:
         seconds: CPU-seconds of this process; the learning rate falls to zero at the end of them.
+        restarts: CPU-seconds at which the rate has already once fallen to zero, to go on where a longer fall would be.
         lr: peak learning rate; clip: gradient norm limit; muon: see `Optimizers`.
         decay: of the weight average, which is what evaluation and export use.
         eval_every: CPU-seconds between held-out evaluations.
@@ -39,6 +40,15 @@ class Recipe:
     eval_every: float = 60.0
     seed: int = 0
     betas: tuple[float, float] = field(default=(0.9, 0.98))
+    restarts: tuple[float, ...] = ()
+
+    def progress(self, spent: float) -> float:
+        """Place in the present fall of the learning rate, 0..1, after `spent` CPU-seconds."""
+        return spent / next((end for end in self.restarts if spent < end), self.seconds)
+
+    def scaled(self, share: float) -> Recipe:
+        """The same with `share` times the CPU-seconds."""
+        return replace(self, seconds=self.seconds * share, restarts=tuple(end * share for end in self.restarts))
 
 
 def train_stage(
@@ -60,7 +70,7 @@ def train_stage(
         generator = torch.Generator().manual_seed(recipe.seed * 10_000_000 + step)
         terms = loss(generator)
         terms["loss"].backward()
-        norm = optimizers.step(rate_factor(spent / recipe.seconds), recipe.clip)
+        norm = optimizers.step(rate_factor(recipe.progress(spent)), recipe.clip)
         average.update()
         for key, value in {**terms, "grad_norm": norm}.items():
             sums[key] = sums.get(key, 0.0) + (value if isinstance(value, float) else value.item())

@@ -43,7 +43,9 @@ def chamfer_and_f(a: np.ndarray, b: np.ndarray, radii: tuple[float, ...] = (0.05
     return float((to_b.mean() + to_a.mean()) / 2), scores
 
 
-def two_way_attribute_error(points: np.ndarray, attrs: np.ndarray, truth_points: np.ndarray, truth_attrs: np.ndarray) -> np.ndarray:
+def two_way_attribute_error(
+    points: np.ndarray, attrs: np.ndarray, truth_points: np.ndarray, truth_attrs: np.ndarray
+) -> np.ndarray:
     """Mean absolute error [C] between attributes [N, C] and [M, C] of nearest points, mean of both directions."""
     from scipy.spatial import cKDTree
 

@@ -70,7 +70,11 @@ def _flow(resolution: int, in_channels: int, out_channels: int, blocks: int) -> 
 
 def _unet(channels: list[int], *, encoder: bool, **more) -> dict:
     levels = len(channels)
-    stage = {"down_block_type": ["SparseResBlockS2C3d"] * (levels - 1)} if encoder else {"up_block_type": ["SparseResBlockC2S3d"] * (levels - 1)}
+    stage = (
+        {"down_block_type": ["SparseResBlockS2C3d"] * (levels - 1)}
+        if encoder
+        else {"up_block_type": ["SparseResBlockC2S3d"] * (levels - 1)}
+    )
     return {
         "model_channels": channels, "latent_channels": LATENT, "num_blocks": [1] * levels,
         "block_type": ["SparseConvNeXtBlock3d"] * levels, **stage, "block_args": [{}] * levels, "use_fp16": False, **more,
@@ -86,7 +90,7 @@ CONFIGS = {
     "shape_enc": ("FlexiDualGridVaeEncoder", _unet([32, 32, 64], encoder=True)),
     "shape_dec": ("FlexiDualGridVaeDecoder", _unet([64, 32, 32], encoder=False, resolution=32, voxel_margin=0.5)),
     "shape_flow": ("SLatFlowModel", _flow(8, LATENT, LATENT, 5)),
-    "tex_enc": ("SparseUnetVaeEncoder", _unet([32, 32, 64], encoder=True, in_channels=6)),
+    "tex_enc": ("SparseUnetVaeEncoder", _unet([32, 32, 32], encoder=True, in_channels=6)),
     "tex_dec": ("SparseUnetVaeDecoder", _unet([64, 32, 32], encoder=False, out_channels=6, pred_subdiv=False)),
     "tex_flow": ("SLatFlowModel", _flow(8, 2 * LATENT, LATENT, 4)),
 }

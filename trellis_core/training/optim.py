@@ -57,7 +57,9 @@ class Optimizers:
         muon: False trains everything with AdamW.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], lr: float, *, muon: bool = True, betas: tuple[float, float] = (0.9, 0.98)) -> None:
+    def __init__(
+        self, modules: Iterable[nn.Module], lr: float, *, muon: bool = True, betas: tuple[float, float] = (0.9, 0.98)
+    ) -> None:
         named = [(name, p) for m in modules for name, p in m.named_parameters() if p.requires_grad]
         inner = [p for name, p in named if muon and _is_inner_matrix(name, p)]
         chosen = set(map(id, inner))
@@ -93,7 +95,17 @@ class Optimizers:
 
 def _is_inner_matrix(name: str, p: nn.Parameter) -> bool:
     """Matrices between hidden layers; embeddings, heads and in/out layers are better off with AdamW."""
-    outer = ("embeddings", "input_layer", "out_layer", "output_layer", "t_embedder", "from_latent", "to_latent", "to_subdiv", "head")
+    outer = (
+        "embeddings",
+        "input_layer",
+        "out_layer",
+        "output_layer",
+        "t_embedder",
+        "from_latent",
+        "to_latent",
+        "to_subdiv",
+        "head",
+    )
     return p.ndim >= 2 and min(p.flatten(1).shape) >= 8 and not any(word in name for word in outer) and "gamma" not in name
 
 

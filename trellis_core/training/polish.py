@@ -7,7 +7,6 @@ comes out errs as a sample errs, and still belongs to a known object.
 from __future__ import annotations
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from . import batches, vaes
@@ -16,7 +15,6 @@ from .loop import Recipe, load_averaged, train_stage
 from .losses import diffuse
 from .networks import make_network
 from .run import Run, held_out_batch
-from .slat_stages import texture_statistics
 from .vaes import SparseBatch
 
 BATCH = 8
@@ -63,7 +61,6 @@ def polish_shape_decoder(run: Run, recipe: Recipe) -> None:
     """Shape decoder on latents that the shape flow has been through."""
     enc, dec, flow = make_network("shape_enc"), make_network("shape_dec"), _flow(run, "shape_flow")
     run.load("shape_vae", enc=enc, dec=dec)
-    run.load("shape_dec", dec=dec)
     mean, std = run.shape_latents.statistics()
     objects, held_out = _Objects(run), held_out_batch(run)
 
@@ -80,12 +77,16 @@ def polish_shape_decoder(run: Run, recipe: Recipe) -> None:
 
 def polish_texture_decoder(run: Run, recipe: Recipe) -> None:
     """Texture decoder on latents that the texture flow has been through."""
-    shape_enc, enc, dec, flow = make_network("shape_enc"), make_network("tex_enc"), make_network("tex_dec"), _flow(run, "tex_flow")
+    shape_enc, enc, dec, flow = (
+        make_network("shape_enc"),
+        make_network("tex_enc"),
+        make_network("tex_dec"),
+        _flow(run, "tex_flow"),
+    )
     run.load("shape_vae", enc=shape_enc, dec=make_network("shape_dec"))
     run.load("tex_vae", enc=enc, dec=dec)
-    run.load("tex_dec", dec=dec)
     shape_mean, shape_std = run.shape_latents.statistics()
-    mean, std = texture_statistics(load_file(cache_file(run.folder, "latents_texture", 32))["texture"])
+    mean, std = run.texture_latents.statistics()
     objects, held_out = _Objects(run), held_out_batch(run)
     weights = vaes.channel_weights(held_out.attrs)
 
@@ -95,7 +96,9 @@ def polish_texture_decoder(run: Run, recipe: Recipe) -> None:
         def perturb(z: Tensor, coords: Tensor, generator: torch.Generator) -> Tensor:
             with torch.no_grad():
                 shape = shape_enc(vaes.dual_grid_features(batch.vertices, batch.flags), batch.coords).mean
-            return there_and_back(flow, (z - mean) / std, coords, cond, generator, (shape - shape_mean) / shape_std) * std + mean
+            return (
+                there_and_back(flow, (z - mean) / std, coords, cond, generator, (shape - shape_mean) / shape_std) * std + mean
+            )
 
         return vaes.texture_loss(enc, dec, batch, weights, generator, perturb)
 

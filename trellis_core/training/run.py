@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..flow.transformer import initialize
 from . import batches, encoder
-from .cache import ShapeLatents, cache_file
+from .cache import ShapeLatents, TextureLatents, cache_file
 from .dataset import ShardedObjects
 from .loop import load_averaged
 from .networks import TOKEN_WIDTH, make_image_encoder, make_network
@@ -46,6 +46,10 @@ class Run:
     @cached_property
     def shape_latents(self) -> ShapeLatents:
         return ShapeLatents.open(cache_file(self.folder, "latents_shape", 32))
+
+    @cached_property
+    def texture_latents(self) -> TextureLatents:
+        return TextureLatents.open(cache_file(self.folder, "latents_texture", 32))
 
     def load(self, stage: str, **modules: nn.Module) -> None:
         load_averaged(stage, modules, self.folder)

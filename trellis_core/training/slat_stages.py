@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..flow.sampler import SamplerParams
 from ..vae.sparse_unet import dual_grid_features
-from . import batches
-from .cache import ShapeLatents, Tokens, cache_file
+from .cache import ShapeLatents, TextureLatents, Tokens, cache_file
 from .flows import SHAPE_SAMPLER, SHAPE_TIMES, TEXTURE_SAMPLER, TEXTURE_TIMES, sample_slat, slat_flow_loss
 from .loop import Recipe, train_stage
 from .losses import TimeSchedule
@@ -22,7 +19,7 @@ from .run import Run, flow_network, held_out_batch, held_out_tokens
 
 UNIFORM = TimeSchedule("uniform")
 HELD_OUT = 64
-BATCH = 8
+BATCH = 12
 FINE_SHARE = 0.15
 """Share of the steps on the fine grid, whose objects have about four times the tokens."""
 
@@ -43,13 +40,18 @@ class Source:
 
     tokens: Tokens
     latents: ShapeLatents
-    texture: Tensor | None
+    texture: TextureLatents | None
     batch: int
 
     @classmethod
     def open(cls, folder: Path, grid: int, batch: int, with_texture: bool) -> Source:
-        texture = load_file(cache_file(folder, "latents_texture", grid))["texture"] if with_texture else None
-        return cls(Tokens.open(cache_file(folder, "tokens", grid)), ShapeLatents.open(cache_file(folder, "latents_shape", grid)), texture, batch)
+        texture = TextureLatents.open(cache_file(folder, "latents_texture", grid)) if with_texture else None
+        return cls(
+            Tokens.open(cache_file(folder, "tokens", grid)),
+            ShapeLatents.open(cache_file(folder, "latents_shape", grid)),
+            texture,
+            batch,
+        )
 
     def draw(self, generator: torch.Generator) -> Draw:
         count, views, orders = self.tokens.tokens.shape[:3]
@@ -57,7 +59,7 @@ class Source:
         order = torch.randint(orders, (self.batch,), generator=generator)
         cond = self.tokens.gather(rows, torch.randint(views, (self.batch,), generator=generator), order)
         index, coords = self.latents.rows(rows.tolist())
-        texture = None if self.texture is None else self.texture[order[coords[:, 0].long()], index]
+        texture = None if self.texture is None else self.texture.texture[order[coords[:, 0].long()], index]
         return Draw(coords, cond, self.latents.shape[index], texture)
 
 
@@ -81,7 +83,9 @@ def _report(
 ) -> dict[str, float]:
     """Held-out velocity loss over fixed draws, and squared error of sampled latents."""
     losses = [
-        slat_flow_loss(model, x0, draw.coords, draw.cond, torch.Generator().manual_seed(seed + i), UNIFORM, concat=shape, p_uncond=0)
+        slat_flow_loss(
+            model, x0, draw.coords, draw.cond, torch.Generator().manual_seed(seed + i), UNIFORM, concat=shape, p_uncond=0
+        )
         for i in range(4)
     ]
     z = sample_slat(model, draw.coords, draw.cond, params, concat=shape)
@@ -111,7 +115,9 @@ def train_shape_flow(run: Run, recipe: Recipe) -> None:
         draw = choose(sources, generator)
         return {"loss": slat_flow_loss(model, (draw.shape - mean) / std, draw.coords, draw.cond, generator, SHAPE_TIMES)}
 
-    evaluate: Callable[[], dict[str, float]] = lambda: _report(model, held_out, (held_out.shape - mean) / std, None, SHAPE_SAMPLER)  # noqa: E731
+    def evaluate() -> dict[str, float]:
+        return _report(model, held_out, (held_out.shape - mean) / std, None, SHAPE_SAMPLER)
+
     train_stage("shape_flow", {"model": model}, loss, evaluate, run.folder, recipe)
 
 
@@ -119,20 +125,16 @@ def train_texture_flow(run: Run, recipe: Recipe) -> None:
     """Texture flow on normalised texture latents, given the normalised shape latent."""
     model, sources, held_out = flow_network("tex_flow"), open_sources(run.folder, True), _held_out(run, True)
     shape_mean, shape_std = sources[0].latents.statistics()
-    mean, std = texture_statistics(sources[0].texture)
+    mean, std = run.texture_latents.statistics()
 
     def loss(generator: torch.Generator) -> dict[str, Tensor]:
         draw = choose(sources, generator)
         shape = (draw.shape - shape_mean) / shape_std
-        return {"loss": slat_flow_loss(model, (draw.texture - mean) / std, draw.coords, draw.cond, generator, TEXTURE_TIMES, concat=shape)}
+        x0 = (draw.texture - mean) / std
+        return {"loss": slat_flow_loss(model, x0, draw.coords, draw.cond, generator, TEXTURE_TIMES, concat=shape)}
 
     def evaluate() -> dict[str, float]:
         shape = (held_out.shape - shape_mean) / shape_std
         return _report(model, held_out, (held_out.texture - mean) / std, shape, TEXTURE_SAMPLER)
 
     train_stage("tex_flow", {"model": model}, loss, evaluate, run.folder, recipe)
-
-
-def texture_statistics(texture: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [C] of the unpermuted texture latents [orders, T, C]."""
-    return texture[0].mean(0), texture[0].std(0)

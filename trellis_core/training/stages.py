@@ -16,23 +16,21 @@ from . import batches, encoder, vaes
 from .cache import Tokens, cache_file
 from .flows import sample_structure, structure_flow_loss
 from .loop import Recipe, train_stage
-from .networks import TOKEN_WIDTH, make_image_encoder, make_network
-from .run import VALIDATION, Run, auxiliary_heads, flow_network, held_out_batch, held_out_tokens
+from .networks import make_image_encoder, make_network
 from .polish import polish_shape_decoder, polish_texture_decoder
-from .slat_stages import texture_statistics, train_shape_flow, train_texture_flow
+from .run import VALIDATION, Run, auxiliary_heads, flow_network, held_out_batch, held_out_tokens
+from .slat_stages import train_shape_flow, train_texture_flow
 
 VIEWS = 2
 ENCODER_BATCH = STRUCTURE_BATCH = 32
 RECIPES = {
-    "encoder": Recipe(seconds=1200, lr=2.5e-3),
+    "encoder": Recipe(seconds=3300, lr=2.5e-3, restarts=(1250,)),
     "ss_vae": Recipe(seconds=80, lr=2e-3, eval_every=20),
-    "shape_vae": Recipe(seconds=900, lr=1.5e-3),
-    "tex_vae": Recipe(seconds=900, lr=1.5e-3),
-    "shape_dec": Recipe(seconds=500, lr=1e-3),
-    "tex_dec": Recipe(seconds=400, lr=1e-3),
-    "ss_flow": Recipe(seconds=1500, lr=2e-3, decay=0.999),
-    "shape_flow": Recipe(seconds=1900, lr=2e-3, decay=0.999),
-    "tex_flow": Recipe(seconds=1500, lr=2e-3, decay=0.999),
+    "shape_vae": Recipe(seconds=1200, lr=1.5e-3, restarts=(480,)),
+    "tex_vae": Recipe(seconds=1400, lr=2.5e-3, restarts=(900,)),
+    "ss_flow": Recipe(seconds=2700, lr=2e-3, decay=0.999, eval_every=300, restarts=(1000,)),
+    "shape_flow": Recipe(seconds=4500, lr=2e-3, decay=0.999, eval_every=400, restarts=(1760,)),
+    "tex_flow": Recipe(seconds=3200, lr=2e-3, decay=0.999, eval_every=400, restarts=(1500,)),
     "shape_polish": Recipe(seconds=250, lr=1e-3),
     "tex_polish": Recipe(seconds=250, lr=1e-3),
 }
@@ -123,35 +121,6 @@ def train_texture_vae(run: Run, recipe: Recipe) -> None:
     train_stage("tex_vae", {"enc": enc, "dec": dec}, loss, lambda: vaes.texture_report(enc, dec, held_out), run.folder, recipe)
 
 
-def finetune_shape_decoder(run: Run, recipe: Recipe) -> None:
-    """Shape decoder alone, on noisy latents."""
-    enc, dec = make_network("shape_enc"), make_network("shape_dec")
-    run.load("shape_vae", enc=enc, dec=dec)
-    perturb = vaes.latent_noise(0.6, run.shape_latents.statistics()[1])
-    held_out = held_out_batch(run)
-
-    def loss(generator: torch.Generator) -> dict[str, Tensor]:
-        return vaes.shape_loss(enc, dec, _random_batch(run, 8, generator), generator, perturb)
-
-    train_stage("shape_dec", {"dec": dec}, loss, lambda: vaes.shape_report(enc, dec, held_out), run.folder, recipe)
-
-
-def finetune_texture_decoder(run: Run, recipe: Recipe) -> None:
-    """Texture decoder alone, on noisy latents."""
-    enc, dec = make_network("tex_enc"), make_network("tex_dec")
-    run.load("tex_vae", enc=enc, dec=dec)
-    _, spread = texture_statistics(load_file(cache_file(run.folder, "latents_texture", 32))["texture"])
-    perturb = vaes.latent_noise(0.6, spread)
-    held_out = held_out_batch(run)
-    weights = vaes.channel_weights(held_out.attrs)
-
-    def loss(generator: torch.Generator) -> dict[str, Tensor]:
-        batch = _random_batch(run, 8, generator, colours=True)
-        return vaes.texture_loss(enc, dec, batch, weights, generator, perturb)
-
-    train_stage("tex_dec", {"dec": dec}, loss, lambda: vaes.texture_report(enc, dec, held_out), run.folder, recipe)
-
-
 def _repeated(seed: int, loss: Callable[[torch.Generator], Tensor], times: int = 4) -> float:
     """Mean of a random loss over fixed draws: comparable between evaluations."""
     return sum(loss(torch.Generator().manual_seed(seed + i)).item() for i in range(times)) / times
@@ -196,8 +165,6 @@ STAGES: dict[str, Callable[[Run, Recipe], None]] = {
     "ss_vae": train_structure_vae,
     "shape_vae": train_shape_vae,
     "tex_vae": train_texture_vae,
-    "shape_dec": finetune_shape_decoder,
-    "tex_dec": finetune_texture_decoder,
     "ss_flow": train_structure_flow,
     "shape_flow": train_shape_flow,
     "tex_flow": train_texture_flow,

@@ -53,7 +53,7 @@ CACHES = {
 }
 ORDER = (
     "encoder", "tokens", "tokens_64", "ss_vae", "structure", "shape_vae", "shape", "shape_64", "tex_vae", "texture", "texture_64",
-    "ss_flow", "shape_flow", "tex_flow", "shape_dec", "tex_dec", "shape_polish", "tex_polish",
+    "ss_flow", "shape_flow", "tex_flow", "shape_polish", "tex_polish",
 )  # fmt: skip
 """Steps of a full run; names ending in _64 make caches of the objects on the fine grid."""
 
@@ -63,12 +63,14 @@ def make_data(run: Run, objects: int, workers: int) -> None:
     if not run.validation.exists():
         make_dataset(["--out", str(run.validation), "--first", str(VALIDATION_SEED), "--count", "128"])
     if not run.fine.exists():
-        make_dataset(["--out", str(run.fine), "--count", str(objects // 8), "--grid", "64", "--views", "1", "--workers", str(workers)])
+        make_dataset(
+            ["--out", str(run.fine), "--count", str(objects // 8), "--grid", "64", "--views", "1", "--workers", str(workers)]
+        )
     if not run.data.exists():
         make_dataset(["--out", str(run.data), "--count", str(objects), "--workers", str(workers)])
 
 
-def run_step(run: Run, name: str, seconds: float | None = None, lr: float | None = None) -> None:
+def run_step(run: Run, name: str, share: float = 1.0, seconds: float | None = None, lr: float | None = None) -> None:
     """Train a stage or make a cache, unless it is there."""
     what = name.removesuffix("_64")
     if what in CACHES:
@@ -79,6 +81,7 @@ def run_step(run: Run, name: str, seconds: float | None = None, lr: float | None
             make(run, ShardedObjects(run.fine) if grid == 64 else run.objects, path)
         return
     recipe = RECIPES[name]
+    recipe = recipe.scaled(share)
     if seconds is not None:
         recipe = dataclasses.replace(recipe, seconds=seconds)
     if lr is not None:
@@ -91,7 +94,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m trellis_core.training.train", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/mini"), help="folder of the run")
     parser.add_argument("--budget-minutes", type=float, help="CPU-minutes of all training stages together")
-    parser.add_argument("--stage", action="append", choices=ORDER, help="only this step, may be repeated (default: all, in order)")
+    parser.add_argument(
+        "--stage", action="append", choices=ORDER, help="only this step, may be repeated (default: all, in order)"
+    )
     parser.add_argument("--seconds", type=float, help="CPU-seconds of the stages named by --stage")
     parser.add_argument("--lr", type=float, help="peak learning rate of the stages named by --stage")
     parser.add_argument("--objects", type=int, default=OBJECTS, help="training objects to generate if there are none")
@@ -101,14 +106,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; one is the most efficient")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    run = Run(args.out, args.data or args.out / "data", args.validation or args.out / "validation", args.fine or args.out / "fine")
+    run = Run(
+        args.out, args.data or args.out / "data", args.validation or args.out / "validation", args.fine or args.out / "fine"
+    )
     make_data(run, args.objects, args.threads)
-    share = args.budget_minutes * 60 / sum(r.seconds for r in RECIPES.values()) if args.budget_minutes else None
+    share = args.budget_minutes * 60 / sum(r.seconds for r in RECIPES.values()) if args.budget_minutes else 1.0
     for name in args.stage or ORDER:
-        seconds = args.seconds
-        if seconds is None and share is not None and name in RECIPES:
-            seconds = RECIPES[name].seconds * share
-        run_step(run, name, seconds, args.lr)
+        run_step(run, name, share, args.seconds, args.lr)
 
 
 if __name__ == "__main__":

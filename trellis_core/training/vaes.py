@@ -14,6 +14,11 @@ from ..sparse.resample import ResamplePlan
 from ..vae.sparse_unet import Latent, dual_grid_features
 from .losses import kl_to_standard_normal, shape_reconstruction, split_loss
 
+SHAPE_KL, TEXTURE_KL = 6e-2, 4e-3
+"""Weights that make the latents forget what no picture could tell a flow model."""
+ROUGHNESS = 0.5
+"""Most noise that a decoder must bear in joint training, in standard deviations of the latent."""
+
 
 @dataclass(frozen=True)
 class SparseBatch:
@@ -46,15 +51,11 @@ Perturb = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 """(latent means [T, C], coords int32 [T, 4], generator) -> what the decoder is to bear instead."""
 
 
-def latent_noise(strength: float, spread: Tensor) -> Perturb:
-    """z + U(0, strength) per sample * spread [C] * N(0, 1): a rough picture of a flow model's errors."""
-
-    def perturb(z: Tensor, coords: Tensor, generator: torch.Generator) -> Tensor:
-        samples = int(coords[-1, 0]) + 1
-        amount = torch.rand(samples, 1, generator=generator)[coords[:, 0].long()] * strength
-        return z + amount * spread * torch.randn(z.shape, generator=generator)
-
-    return perturb
+def roughen(z: Tensor, coords: Tensor, generator: torch.Generator, strength: float = ROUGHNESS) -> Tensor:
+    """z + U(0, strength) per sample * the batch's spread [C] * N(0, 1): a first picture of a flow model's errors."""
+    samples = int(coords[-1, 0]) + 1
+    amount = torch.rand(samples, 1, generator=generator)[coords[:, 0].long()] * strength
+    return z + amount * z.detach().std(0) * torch.randn(z.shape, generator=generator)
 
 
 def plan_occupancies(plans: list[ResamplePlan], latent_rows: int) -> list[Tensor]:
@@ -66,7 +67,7 @@ def plan_occupancies(plans: list[ResamplePlan], latent_rows: int) -> list[Tensor
 def shape_loss(
     encoder: nn.Module, decoder: nn.Module, batch: SparseBatch, generator: torch.Generator, perturb: Perturb | None = None
 ) -> dict[str, Tensor]:
-    """One step of the shape autoencoder; with `perturb` the encoder is frozen and the latent perturbed (decoder finetune)."""
+    """One step of the shape autoencoder; with `perturb` the encoder is frozen and its latents are perturbed so."""
     feats = dual_grid_features(batch.vertices, batch.flags)
     with torch.set_grad_enabled(perturb is None):
         latent = encoder(feats, batch.coords)
@@ -74,11 +75,8 @@ def shape_loss(
     decoding = decoder(z, latent.coords, plans=latent.plans)
     occupancies = plan_occupancies(latent.plans, len(latent.coords))
     terms = shape_reconstruction(decoding.raw, batch.vertices, batch.flags, decoding.subdivisions, occupancies)
-    loss = 5 * terms["vertex"] + terms["flags"] + terms["subdivision"] + 1e-3 * kl
-    if perturb is not None:
-        quads = batch_quads(batch)
-        terms["split"] = split_loss(decoding.raw[:, 6], batch.coords[:, 1:] + batch.vertices, quads)
-        loss = loss + 0.2 * terms["split"]
+    terms["split"] = split_loss(decoding.raw[:, 6], batch.coords[:, 1:] + batch.vertices, batch_quads(batch))
+    loss = 5 * terms["vertex"] + terms["flags"] + terms["subdivision"] + 0.2 * terms["split"] + SHAPE_KL * kl
     return {"loss": loss, **{k: v.detach() for k, v in terms.items()}, "kl": kl.detach()}
 
 
@@ -100,27 +98,36 @@ def texture_loss(
     generator: torch.Generator,
     perturb: Perturb | None = None,
 ) -> dict[str, Tensor]:
-    """One step of the texture autoencoder; weights [6] balance the channels. Finetune as in `shape_loss`."""
+    """One step of the texture autoencoder; weights [6] balance the channels. `perturb` as in `shape_loss`."""
     target = batch.attrs * 2 - 1
     with torch.set_grad_enabled(perturb is None):
         latent = encoder(target, batch.coords)
     z, kl = _posterior(latent, generator, perturb)
     raw, _ = decoder(z, latent.coords, plans=latent.plans)
     per_channel = (raw - target).square().mean(0)
-    loss = (per_channel * weights).sum() + 1e-3 * kl
+    loss = (per_channel * weights).sum() + TEXTURE_KL * kl
     rgb, metallic, roughness = per_channel[:3].mean(), per_channel[3], per_channel[4]
-    return {"loss": loss, "rgb": rgb.detach(), "metallic": metallic.detach(), "roughness": roughness.detach(), "kl": kl.detach()}
+    return {
+        "loss": loss,
+        "rgb": rgb.detach(),
+        "metallic": metallic.detach(),
+        "roughness": roughness.detach(),
+        "kl": kl.detach(),
+    }
 
 
 def _posterior(latent: Latent, generator: torch.Generator, perturb: Perturb | None) -> tuple[Tensor, Tensor]:
     if perturb is not None:
         return perturb(latent.mean, latent.coords, generator), latent.mean.new_zeros(())
-    noise = torch.randn(latent.mean.shape, generator=generator)
-    return latent.mean + (0.5 * latent.logvar).exp() * noise, kl_to_standard_normal(latent.mean, latent.logvar)
+    z = latent.mean + (0.5 * latent.logvar).exp() * torch.randn(latent.mean.shape, generator=generator)
+    return roughen(z, latent.coords, generator), kl_to_standard_normal(latent.mean, latent.logvar)
 
 
 def channel_weights(attrs: Tensor) -> Tensor:
-    """[6] weights of squared errors, sum 1: inverse variance of attrs float32 [N, 6], colour twice, alpha hardly (it is constant)."""
+    """[6] weights of squared errors, sum 1: inverse variance of attrs float32 [N, 6], colour twice.
+
+    Alpha is constant and gets hardly any.
+    """
     variance = (attrs * 2 - 1).var(0).clamp_min(1e-3)
     weights = 1 / variance
     weights[:3] *= 2

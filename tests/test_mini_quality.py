@@ -1,0 +1,35 @@
+"""The bundled mini family, picture to asset, on objects that no choice was ever made on: quality, not mere existence."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("numba", reason="the held-out objects are made by compiled kernels")
+
+from trellis_core.family import load_family  # noqa: E402
+from trellis_core.settings import GenerationSettings  # noqa: E402
+from trellis_core.training.evaluate import Measures, evaluate_batch, mean_of  # noqa: E402
+
+SEED = 3_000_000
+OBJECTS = 8
+
+
+@pytest.fixture(scope="module")
+def mini() -> Measures:
+    """Means over the objects; see the README for what the whole evaluation measures."""
+    return mean_of(evaluate_batch(load_family("mini"), SEED, OBJECTS, GenerationSettings(resolution=512, seed=0), assets=False))
+
+
+def test_the_structure_follows_the_picture(mini: Measures) -> None:
+    assert mini["matched"]["structure_iou"] > 0.7
+    assert mini["matched"]["structure_iou"] > mini["mismatched"]["structure_iou"] + 0.3
+
+
+def test_the_surface_lies_where_the_object_is(mini: Measures) -> None:
+    assert mini["matched"]["chamfer"] < 0.035 and mini["matched"]["f_05"] > 0.8
+    assert mini["matched"]["chamfer"] < 0.5 * mini["mismatched"]["chamfer"]
+
+
+def test_colours_beat_painting_with_the_mean_of_the_picture(mini: Measures) -> None:
+    assert mini["matched"]["rgb"] < mini["mean_colour"]["rgb"]
+    assert mini["matched"]["rgb"] < 0.6 * mini["mismatched"]["rgb"]
