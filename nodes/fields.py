@@ -7,7 +7,7 @@ from typing import Any, get_args
 from comfy_api.latest import io
 
 from ..trellis_core.errors import InputError
-from ..trellis_core.settings import MESH_FIELDS, SAMPLER_FIELDS, STAGE_PREFIX, GenerationSettings
+from ..trellis_core.settings import FINISH_FIELDS, MESH_FIELDS, SAMPLER_FIELDS, STAGE_PREFIX, GenerationSettings
 from .sockets import advanced
 
 SAMPLERS = {
@@ -19,6 +19,8 @@ SAMPLERS = {
 ROUTE = ("resolution", "cascade", "max_num_tokens")
 MESH = ("decimation_target", *(name for name in MESH_FIELDS if name.startswith("remesh")))
 ATLAS = ("texture_size", *(name for name in MESH_FIELDS if name.startswith("uv_unwrap")))
+_FIRST = ("alpha_mode", "image_format")  # older than the others, so before them in saved workflows
+FINISH = (*_FIRST, *(name for name in FINISH_FIELDS if name not in (*_FIRST, "faces")))
 
 _PLAIN = ("steps", "guidance_strength", "resolution", "decimation_target", "texture_size", "remesh")
 """Endings of the fields that everybody sees; the others are folded away."""
@@ -63,7 +65,7 @@ def _widget(name: str) -> Any:
     limits = {key: getattr(rule, key) for rule in field.metadata for key in ("ge", "le", "lt") if hasattr(rule, key)}
     low, high = limits.get("ge"), limits.get("le")
     tip = field.description + (_FOLLOWS if name.startswith(tuple(STAGE_PREFIX.values())) else "")
-    common = {"id": name, "tooltip": tip, "default": field.default}
+    common = {"id": name, "tooltip": tip, "default": field.default, "optional": name in FINISH_FIELDS}
     choices = get_args(field.annotation)
     if choices:
         common["default"] = str(field.default)
@@ -73,10 +75,11 @@ def _widget(name: str) -> Any:
     elif field.annotation is int:
         widget = io.Int.Input(min=low, max=2**31 - 1 if high is None else high, step=1, **common)
     else:
-        step = 1.0 if high > 10 else 0.01 if high == 1 else 0.05
+        step = 0.01 if high == 1 or name in FINISH_FIELDS else 1.0 if high > 10 else 0.05
         widget = io.Float.Input(min=float(low), max=float(high), step=step, **common)
     return widget if name.endswith(_PLAIN) else advanced(widget)
 
 
 def _number(name: str, value: Any) -> Any:
-    return int(value) if get_args(GenerationSettings.model_fields[name].annotation) else value
+    choices = get_args(GenerationSettings.model_fields[name].annotation)
+    return type(choices[0])(value) if choices else value

@@ -7,8 +7,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import condition, fields, host, pictures
-from .mesh import ALPHA_MODES, bake_inputs, maps_of
-from .sample import lora_input, refuse_loras, seed_input
+from .lora import changed
+from .mesh import maps_of
+from .sample import lora_input, seed_input
 from .sockets import Asset, Family, File3D, glb_file, schema
 
 
@@ -29,7 +30,7 @@ class ImageTo3D(io.ComfyNode):
                 seed_input(),
                 *fields.widgets(*fields.ROUTE, *samplers, *fields.MESH, *fields.ATLAS),
                 *condition.cutting_inputs(),
-                *bake_inputs(),
+                *fields.widgets(*fields.FINISH, "faces"),
                 lora_input(),
             ],
             outputs=[
@@ -49,18 +50,14 @@ class ImageTo3D(io.ComfyNode):
         mask: Any = None,
         background: str = pictures.BACKGROUNDS[0],
         mask_shows: str = pictures.MASK_SIDES[0],
-        alpha_mode: str = ALPHA_MODES[0],
-        image_format: str = "png",
         loras: Any = None,
         **values: Any,
     ) -> io.NodeOutput:
         from ..trellis_core import stages
         from ..trellis_core.mesh.asset import make_asset
 
-        for stage in fields.SAMPLERS:
-            refuse_loras(loras, stage)
         settings = fields.settings(values)
-        family.route(settings.resolution, settings.cascade)
+        family = changed(family, loras, family.route(settings.resolution, settings.cascade))
         run = host.Run(cls)
         ctx, watch = run.ctx, run.watch(family)
         seen = condition.see(family, image, mask, background, mask_shows, settings, ctx.part(0.0, 0.08))
@@ -72,8 +69,7 @@ class ImageTo3D(io.ComfyNode):
         assets = []
         for index, (mesh, voxels) in enumerate(pairs):
             part = ctx.part(0.7 + 0.3 * index / len(pairs), 0.7 + 0.3 * (index + 1) / len(pairs))
-            mode = None if alpha_mode == ALPHA_MODES[0] else alpha_mode
-            assets.append(make_asset(mesh, voxels, settings, part, alpha_mode=mode, image_format=image_format))
+            assets.append(make_asset(mesh, voxels, settings, part))
         colors = [maps_of(asset)[0] for asset in assets]
         return io.NodeOutput([glb_file(asset.to_glb_bytes()) for asset in assets], colors, assets)
 

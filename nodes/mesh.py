@@ -10,34 +10,7 @@ from comfy_api.latest import io
 from ..trellis_core.errors import InputError
 from ..trellis_core.values import Mesh
 from . import fields, host, meshes
-from .sockets import AnyFile3D, Asset, Family, File3D, PbrVoxels, Shape, Texture, advanced, glb_file, schema
-
-ALPHA_MODES = ("auto", "OPAQUE", "MASK", "BLEND")
-IMAGE_FORMATS = ("png", "jpeg", "webp")
-
-
-def bake_inputs() -> list[Any]:
-    """Widgets about the material that no setting of the endpoints covers."""
-    return [
-        advanced(
-            io.Combo.Input(
-                "alpha_mode",
-                options=list(ALPHA_MODES),
-                default="auto",
-                optional=True,
-                tooltip="How opacity is used: not at all, as a cut-out, or as glass. auto decides by what was painted.",
-            )
-        ),
-        advanced(
-            io.Combo.Input(
-                "image_format",
-                options=list(IMAGE_FORMATS),
-                default="png",
-                optional=True,
-                tooltip="png loses nothing, jpeg and webp are smaller. Not every program opens webp.",
-            )
-        ),
-    ]
+from .sockets import AnyFile3D, Asset, Family, File3D, PbrVoxels, Shape, Texture, glb_file, schema
 
 
 class Decode(io.ComfyNode):
@@ -86,6 +59,7 @@ class Remesh(io.ComfyNode):
                 io.Mesh.Input("mesh"),
                 *fields.widgets(*fields.MESH),
                 PbrVoxels.Input("voxels", optional=True, tooltip="Says how fine the mesh was decoded; else it is judged."),
+                *fields.widgets("faces"),
             ],
             outputs=[io.Mesh.Output("mesh_out", display_name="mesh")],
             hidden=[io.Hidden.unique_id],
@@ -116,7 +90,12 @@ class BakeTextures(io.ComfyNode):
                 io.Mesh.Input("mesh"),
                 PbrVoxels.Input("voxels"),
                 *fields.widgets(*fields.ATLAS),
-                *bake_inputs(),
+                *fields.widgets(*fields.FINISH),
+                io.Mesh.Input(
+                    "detail",
+                    optional=True,
+                    tooltip="The mesh before it was reduced: normal map and occlusion are baked from it.",
+                ),
             ],
             outputs=[
                 File3D.Output("glb", display_name="glb"),
@@ -130,9 +109,7 @@ class BakeTextures(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, mesh: Any, voxels: Any, alpha_mode: str = "auto", image_format: str = "png", **values: Any
-    ) -> io.NodeOutput:
+    def execute(cls, mesh: Any, voxels: Any, detail: Any = None, **values: Any) -> io.NodeOutput:
         from ..trellis_core.mesh.asset import make_asset
 
         if voxels is None:
@@ -143,9 +120,8 @@ class BakeTextures(io.ComfyNode):
             voxels,
             settings,
             host.Run(cls).ctx,
-            alpha_mode=None if alpha_mode == "auto" else alpha_mode,
-            image_format=image_format,
             refined=True,
+            detail=None if detail is None else meshes.from_host(detail),
         )
         return io.NodeOutput(glb_file(asset.to_glb_bytes()), *maps_of(asset), asset)
 
@@ -224,11 +200,11 @@ def clay_glb(mesh: Mesh) -> bytes:
     """An untextured GLB."""
     import numpy as np
 
-    from ..trellis_core.mesh.glb import glb_bytes
+    from ..trellis_core.mesh.glb import Part, glb_bytes
     from ..trellis_core.mesh.topology import vertex_normals
 
     vertices, faces = mesh.vertices.numpy(), mesh.faces.numpy()
-    return glb_bytes(vertices, faces, np.ascontiguousarray(vertex_normals(vertices, faces)), double_sided=True)
+    return glb_bytes(Part(vertices, faces, np.ascontiguousarray(vertex_normals(vertices, faces)), double_sided=True))
 
 
 NODES = [Decode, Remesh, BakeTextures, LoadMesh, AssetReport]

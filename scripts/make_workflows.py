@@ -132,7 +132,7 @@ def _node(key: str, prompt: dict[str, Any], order: int, place: tuple[int, int], 
         "inputs": inputs,
         "outputs": [{"name": name, "type": type_, "links": []} for name, type_, *_ in schema["outputs"]],
         "properties": properties,
-        "widgets_values": _widget_values(kind, widgets, values),
+        "widgets_values": _widget_values(kind, widgets, {n: schema["inputs"][n].get("default") for n in widgets} | values),
     }
 
 

@@ -17,20 +17,20 @@ from PIL import Image
 
 from tests.solid_objects import cube
 from trellis_core.errors import InputError
-from trellis_core.mesh.glb import glb_bytes, write_whole
+from trellis_core.mesh.glb import Packing, Part, glb_bytes, write_whole
 from trellis_core.mesh.images import encode_image
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def sample(**more: object) -> bytes:
+def sample(image_format: str = "png", extras: dict | None = None, **more: object) -> bytes:
     vertices, faces = cube()
     vertices = vertices + np.float32([0.0, 0.1, 0.2])
     normals = vertices / np.linalg.norm(vertices, axis=1, keepdims=True)
     uvs = vertices[:, :2] + 0.5
     rng = np.random.default_rng(0)
     color, metal = rng.integers(0, 256, (8, 8, 4), np.uint8), rng.integers(0, 256, (8, 8, 3), np.uint8)
-    return glb_bytes(vertices, faces, normals, uvs, color, metal, **more)
+    return glb_bytes(Part(vertices, faces, normals, uvs, color, metal, **more), Packing(image_format), extras)
 
 
 def parse(glb: bytes) -> tuple[dict, bytes]:
@@ -109,7 +109,7 @@ def test_opaque_materials_store_no_alpha_and_large_meshes_long_indices() -> None
     many = np.zeros((70_000, 3), np.float32)
     up = np.tile(np.float32([0, 0, 1]), (70_000, 1))
     blank = np.zeros((2, 2, 4), np.uint8)
-    document, _ = parse(glb_bytes(many, np.array([[0, 1, 69_999]]), up, many[:, :2], blank, blank[..., :3]))
+    document, _ = parse(glb_bytes(Part(many, np.array([[0, 1, 69_999]]), up, many[:, :2], blank, blank[..., :3])))
     assert document["accessors"][3]["componentType"] == 5125
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from trellis_core.errors import InputError
-from trellis_core.mesh.glb import glb_bytes, join_glb
+from trellis_core.mesh.glb import Part, glb_bytes, join_glb
 from trellis_core.mesh.read import read_mesh, split_glb, with_extras
 
 VERTICES = np.array([[0, 0, 0], [0.5, 0, 0], [0, 0.25, 0], [0, 0, 0.125]], np.float32)
@@ -19,7 +19,7 @@ NORMALS = np.tile(np.array([[0, 0, 1]], np.float32), (4, 1))
 
 
 def _glb() -> bytes:
-    return glb_bytes(VERTICES, FACES, NORMALS)
+    return glb_bytes(Part(VERTICES, FACES, NORMALS))
 
 
 def test_reads_back_what_was_written() -> None:

@@ -25,11 +25,16 @@ def _number_from_text(value: Any) -> Any:
 
 
 Resolution = Annotated[Literal[512, 1024, 1536], BeforeValidator(_number_from_text)]
-TextureSize = Annotated[Literal[1024, 2048, 4096], BeforeValidator(_number_from_text)]
+TextureSize = Annotated[Literal[1024, 2048, 4096, 8192], BeforeValidator(_number_from_text)]
 Strength = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Steps = Annotated[int, Field(ge=1, le=50)]
 RescaleT = Annotated[float, Field(ge=1, le=6, allow_inf_nan=False)]
+AlphaMode = Literal["auto", "OPAQUE", "MASK", "BLEND"]
+ImageFormat = Literal["png", "jpeg", "webp"]
+Compression = Literal["none", "quantize", "meshopt"]
+Pivot = Literal["origin", "center", "ground"]
+UpAxis = Literal["y", "z"]
 
 STAGE_PREFIX = {"structure": "ss", "shape": "shape_slat", "texture": "tex_slat"}
 """Our word for a sampling stage -> the prefix of its settings."""
@@ -150,6 +155,46 @@ class GenerationSettings(BaseModel):
         49152, ge=1, description="Latent voxels that a 1536 shape may have before its resolution is lowered step by step."
     )
 
+    faces: int = Field(
+        0, ge=0, le=4_000_000, description="Triangles of the finished mesh, instead of a number of vertices. 0: not used."
+    )
+    normal_map: bool = Field(
+        False, description="Bake the detail that decimation takes away into a normal map. Best with few vertices."
+    )
+    occlusion_map: bool = Field(
+        False, description="Bake how much of the surroundings each point sees, which darkens hollows and gaps."
+    )
+    alpha_mode: AlphaMode = Field(
+        "auto",
+        description="How opacity is used: not at all, as a cut-out, or as glass. auto decides by what was painted.",
+    )
+    image_format: ImageFormat = Field(
+        "png", description="png loses nothing, jpeg and webp are smaller. Not every program opens webp."
+    )
+    image_quality: int = Field(
+        90, ge=1, le=100, description="Quality of jpeg and webp textures: smaller files below, finer pictures above."
+    )
+    compression: Compression = Field(
+        "none",
+        description="Smaller geometry: quantize rounds numbers, meshopt packs them as well. Not every program opens these.",
+    )
+    pivot: Pivot = Field(
+        "origin", description="Point of the model that becomes its origin: that of the voxels, its middle, or its foot."
+    )
+    size_meters: float = Field(
+        0.0, ge=0, le=10_000, allow_inf_nan=False, description="Longest side of the model in metres. 0 keeps the voxels' unit."
+    )
+    up_axis: UpAxis = Field(
+        "y", description="Axis that points up in the file: y as glTF wants it, z for programs that do not convert."
+    )
+    lods: int = Field(
+        0, ge=0, le=4, description="Coarser levels of detail in the same file, each of a quarter of the vertices (MSFT_lod)."
+    )
+    max_file_mb: float = Field(
+        0.0, ge=0, le=4000, allow_inf_nan=False,
+        description="Largest file, in megabytes: texture format, quality, size, then vertices give way. 0: no limit.",
+    )  # fmt: skip
+
     @field_validator(*(f"{p}_guidance_interval_end" for p in STAGE_PREFIX.values()))
     @classmethod
     def _interval_in_order(cls, end: float, info: ValidationInfo) -> float:
@@ -179,8 +224,14 @@ class GenerationSettings(BaseModel):
 
 LORA_FIELDS = ("sparse_structure_lora_url", "geometry_lora_url", "texture_lora_url")
 MESH_FIELDS = tuple(n for n in GenerationSettings.model_fields if n.startswith(("remesh", "uv_unwrap_")))
-LOCAL_FIELDS = ("cascade", "max_num_tokens")
+FINISH_FIELDS = (
+    "faces", "normal_map", "occlusion_map", "alpha_mode", "image_format", "image_quality", "compression", "pivot",
+    "size_meters", "up_axis", "lods", "max_file_mb",
+)  # fmt: skip
+"""Fields about the finished file."""
+LOCAL_FIELDS = ("cascade", "max_num_tokens", *FINISH_FIELDS)
 """Fields that no endpoint has: ours alone."""
+_TEXTURE_SIZES = {"texture_size": (1024, 2048, 4096)}
 
 
 @dataclass(frozen=True)
@@ -198,9 +249,11 @@ def _all_but(*left_out: str) -> tuple[str, ...]:
 
 
 ENDPOINTS: Mapping[str, Endpoint] = {
-    "fal-ai/trellis-2": Endpoint(_all_but(*LORA_FIELDS, *LOCAL_FIELDS)),
+    "fal-ai/trellis-2": Endpoint(_all_but(*LORA_FIELDS, *LOCAL_FIELDS), choices=_TEXTURE_SIZES),
     "fal-ai/trellis-2-lora": Endpoint(
-        _all_but(*MESH_FIELDS, *LOCAL_FIELDS), defaults={"resolution": 512}, choices={"resolution": (512, 1024)}
+        _all_but(*MESH_FIELDS, *LOCAL_FIELDS),
+        defaults={"resolution": 512},
+        choices={"resolution": (512, 1024), **_TEXTURE_SIZES},
     ),
 }
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,25 +20,25 @@ from torch import Tensor
 from ..errors import EmptyResultError, InputError
 from ..run import QUIET, RunContext
 from ..values import Mesh, PbrVoxels
-from .bake import ALPHA_MODES, bake
-from .charts import ChartOptions
 from .clean import check_mesh, clean, tidy
-from .decimate import decimate
-from .glb import glb_bytes, write_whole
-from .images import MIME_TYPES
-from .normals import chart_normals
+from .decimate import TOLERANCE, decimate
+from .fit import Fitted, fit
+from .glb import Packing, glb_bytes, write_whole
+from .placement import Placement
 from .remesh import solid_remesh
-from .report import AssetReport, surface_facts
+from .report import AssetReport, stretch
+from .skin import Detail, Skin, Step, make_skin
 from .topology import Array
-from .unwrap import texel_corners, unwrap
 
 if TYPE_CHECKING:
     from ..settings import GenerationSettings
 
-PADDING = 2
-"""Texels between charts, for every 1024 of the texture's side from 2048 on one more."""
 GAP_PER_BAND = 2.0
 """Width in voxels of the openings that remeshing closes, per unit of the setting `remesh_band`."""
+_SHARE = 4
+"""How many times fewer vertices each level of detail has; its textures are half as large."""
+_LEAST_VERTICES, _LEAST_TEXELS = 100, 256
+"""What levels of detail do not go below."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Asset:
         vertices: float32 [V, 3]. normals: float32 [V, 3] unit. uvs: float32 [V, 2], v = 0 is the first image row.
         faces: int32 [F, 3], wound outward.
         base_color: uint8 [S, S, 4], sRGB and alpha.
-        metallic_roughness: uint8 [S, S, 3]: unused, roughness, metallic, as glTF packs them.
+        metallic_roughness: uint8 [S, S, 3]: ambient occlusion (255 without), roughness, metallic, as glTF packs them.
+        normal_map: uint8 [S, S, 3] in the space of `tangents` float32 [V, 4], or None.
         alpha_mode: OPAQUE, MASK or BLEND.
         double_sided: whether back faces are to be drawn.
         glb: the finished file.
@@ -65,6 +67,8 @@ class Asset:
     double_sided: bool
     glb: bytes
     report: AssetReport
+    tangents: Tensor | None = None
+    normal_map: Tensor | None = None
 
     def to_glb_bytes(self) -> bytes:
         """The asset as a binary glTF 2.0 file; equal assets give equal bytes."""
@@ -87,82 +91,109 @@ def make_asset(
     settings: GenerationSettings,
     ctx: RunContext = QUIET,
     *,
-    alpha_mode: str | None = None,
-    image_format: str = "png",
     extras: Mapping[str, Any] | None = None,
     refined: bool = False,
+    detail: Mesh | None = None,
 ) -> Asset:
     """Clean, decimate, unwrap and bake.
 
     Args:
         mesh: any triangles, as decoded: winding, duplicates and holes do not matter.
         voxels: what to paint it with.
-        settings: `decimation_target` (vertices), `texture_size`, `uv_unwrap_*`, `remesh` (wrap everything in one outer wall,
-            see `solid_remesh`) and `remesh_band` are used; `remesh_project` means nothing to that method.
+        settings: `decimation_target` (vertices) or `faces`, `texture_size`, `uv_unwrap_*`, `remesh` (wrap everything in one
+            outer wall, see `solid_remesh`), `remesh_band` and the `FINISH_FIELDS` are used; `remesh_project` means nothing to
+            that method.
         ctx: told the progress; a cancel takes effect within a second.
-        alpha_mode: OPAQUE, MASK or BLEND; None decides from the voxels.
-        image_format: png, jpeg or webp.
         extras: written into the file's `asset.extras`.
         refined: the mesh comes from `refine_mesh`: unwrap and bake it as it is.
+        detail: what a refined mesh was refined from: normal map and occlusion are baked from it.
 
     Raises:
-        InputError: malformed mesh or voxels, an unknown mode or format, an atlas too small for the charts.
+        InputError: malformed mesh or voxels, an atlas too small for the charts, a file that cannot be made small enough.
         EmptyResultError: the mesh has no surface, or there is no voxel.
     """
-    if alpha_mode not in (None, *ALPHA_MODES):
-        raise InputError(f"The alpha mode can be {', '.join(ALPHA_MODES)} or None, not {alpha_mode!r}.")
-    if image_format not in MIME_TYPES:
-        raise InputError(f"Textures can be stored as {', '.join(MIME_TYPES)}, not as {image_format!r}.")
     voxels = _check_voxels(voxels)
-    vertices, faces = check_mesh(*_arrays(mesh))
+    surface = check_mesh(*_arrays(mesh))
     clock = _Clock(ctx)
-
     if not refined:
-        vertices, faces = _refine(vertices, faces, voxels.resolution, settings, clock)
-    size = int(settings.texture_size)
-    with clock.step("unwrap", 0.45, 0.65) as part:
-        options = ChartOptions(
-            settings.uv_unwrap_angle_threshold_deg,
-            settings.uv_unwrap_refine_iterations,
-            settings.uv_unwrap_global_iterations,
-            settings.uv_unwrap_smooth_strength,
-        )
-        flat = unwrap(vertices, faces, size, options, max(PADDING, size // 1024), part)
-        normals = chart_normals(vertices, faces, flat.faces, flat.source)
-    with clock.step("bake", 0.65, 0.9) as part:
-        corners, points = texel_corners(flat.uvs, flat.faces, size), torch.from_numpy(vertices[faces])
-        baked = bake(corners, points, flat.texels, voxels, size, alpha_mode, part)
-    with clock.step("write", 0.9, 1.0) as part:
-        facts = surface_facts(vertices, faces)
-        double_sided = not facts["watertight"] or baked.alpha_mode != "OPAQUE"
-        part.report(0.1)
-        arrays = vertices[flat.source], flat.faces, normals, flat.uvs
-        images = baked.base_color.numpy(), baked.metallic_roughness.numpy()
-        glb = glb_bytes(
-            *arrays,
-            *images,
-            alpha_mode=baked.alpha_mode,
-            double_sided=double_sided,
-            image_format=image_format,
-            extras=extras,
-        )
-    covered = len(flat.texels.number)
-    report = AssetReport(
-        **facts,
-        charts=len(flat.axis),
-        exported_vertices=len(flat.source),
-        texture_size=size,
-        atlas_use=(covered - flat.overlap) / size**2,
-        overlap=flat.overlap / max(covered, 1),
-        texels_per_face=float(baked.texels_of_face.median()),
-        alpha_mode=baked.alpha_mode,
-        see_through=baked.see_through,
-        file_bytes=len(glb),
-        seconds=clock.seconds,
-    )
+        source, surface = _refine(*surface, voxels.resolution, settings, clock)
+    elif detail is not None:
+        with clock.step("clean", 0.0, 0.3) as part:
+            source = clean(*check_mesh(*_arrays(detail)), 1 / voxels.resolution, part)
+    else:
+        source = surface
+    wanted_maps = settings.normal_map or settings.occlusion_map
+    deep = Detail(*source, occlusion=settings.occlusion_map) if wanted_maps else None
+
+    @cache
+    def dress(vertices: int, size: int) -> tuple[Skin, ...]:
+        """The surface with at most so many vertices, and its coarser levels."""
+        levels = [tidy(*decimate(*surface, vertices, clock.ctx.part(0.45, 0.45)))] if vertices < len(surface[0]) else [surface]
+        while len(levels) <= settings.lods:
+            target = len(levels[-1][0]) // _SHARE
+            coarser = tidy(*decimate(*levels[-1], max(target, _LEAST_VERTICES), clock.ctx.part(0.45, 0.45)))
+            if len(coarser[1]) > 0.8 * len(levels[-1][1]):
+                break
+            levels.append(coarser)
+        skins = []
+        for number, level in enumerate(levels):
+            step = clock.within(0.45 + 0.45 * number / len(levels), 0.45 + 0.45 * (number + 1) / len(levels))
+            texels = max(size >> number, min(size, _LEAST_TEXELS))
+            skins.append(make_skin(*level, voxels, settings, texels, step, deep))
+        return tuple(skins)
+
+    place = Placement.of(surface[0], settings.pivot, settings.size_meters, settings.up_axis)
+    packing = Packing(settings.image_format, settings.image_quality, settings.compression, place)
+    wanted, size = len(surface[0]), int(settings.texture_size)
+    if settings.max_file_mb:
+        tried: list[tuple[Skin, ...]] = []
+
+        def parts(vertices: int, texels: int) -> list[Any]:
+            tried.append(dress(vertices, texels))
+            return [skin.part for skin in tried[-1]]
+
+        fitted = fit(parts, wanted, size, packing, int(settings.max_file_mb * 1e6), extras)
+        skins = tried[-1]
+    else:
+        skins = dress(wanted, size)
+        with clock.step("write", 0.9, 1.0):
+            fitted = Fitted(glb_bytes([skin.part for skin in skins], packing, extras), packing, "")
     ctx.report(1.0)
-    tensors = (torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
-    return Asset(*tensors, baked.base_color, baked.metallic_roughness, baked.alpha_mode, double_sided, glb, report)
+    return _asset(skins, fitted, clock.seconds)
+
+
+def _asset(skins: tuple[Skin, ...], fitted: Fitted, seconds: Mapping[str, float]) -> Asset:
+    skin, part = skins[0], skins[0].part
+    covered = len(skin.flat.texels.number)
+    report = AssetReport(
+        **skin.facts,
+        **stretch(part.vertices, part.faces, part.uvs),
+        charts=len(skin.flat.axis),
+        exported_vertices=len(part.vertices),
+        texture_size=skin.size,
+        atlas_use=(covered - skin.flat.overlap) / skin.size**2,
+        overlap=skin.flat.overlap / max(covered, 1),
+        texels_per_face=float(skin.baked.texels_of_face.median()),
+        alpha_mode=part.alpha_mode,
+        see_through=skin.baked.see_through,
+        level_faces=tuple(len(level.part.faces) for level in skins),
+        file_bytes=len(fitted.data),
+        note=fitted.note,
+        seconds=seconds,
+    )
+
+    def tensor(array: Array | None) -> Tensor | None:
+        return None if array is None else torch.from_numpy(np.ascontiguousarray(array))
+
+    return Asset(
+        *(tensor(a) for a in (part.vertices, part.faces, part.normals, part.uvs, part.base_color, part.material)),
+        part.alpha_mode,
+        part.double_sided,
+        fitted.data,
+        report,
+        tensor(part.tangents),
+        tensor(part.normal_map),
+    )
 
 
 def refine_mesh(mesh: Mesh, settings: GenerationSettings, resolution: int, ctx: RunContext = QUIET) -> Mesh:
@@ -176,26 +207,39 @@ def refine_mesh(mesh: Mesh, settings: GenerationSettings, resolution: int, ctx: 
     Raises:
         InputError: malformed mesh. EmptyResultError: it has no surface.
     """
-    vertices, faces = check_mesh(*_arrays(mesh))
+    surface = check_mesh(*_arrays(mesh))
     whole = ctx.part(0.0, 1 / 0.45)  # these steps are the first 45 % of making an asset
-    vertices, faces = _refine(vertices, faces, resolution, settings, _Clock(whole))
+    _, (vertices, faces) = _refine(*surface, resolution, settings, _Clock(whole))
     ctx.report(1.0)
-    return Mesh(*(torch.from_numpy(np.ascontiguousarray(array)) for array in (vertices, faces)))
+    return _mesh(np.ascontiguousarray(vertices), np.ascontiguousarray(faces))
 
 
 def _refine(
     vertices: Array, faces: Array, resolution: int, settings: GenerationSettings, clock: _Clock
-) -> tuple[Array, Array]:
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """The clean surface, and the same with as many vertices or faces as wanted."""
     if settings.remesh:
         with clock.step("remesh", 0.0, 0.2) as part:
             gaps = GAP_PER_BAND * settings.remesh_band
             vertices, faces = _arrays(solid_remesh(_mesh(vertices, faces), resolution, part, gaps))
     with clock.step("clean", 0.2 if settings.remesh else 0.0, 0.3) as part:
-        vertices, faces = clean(vertices, faces, 1 / resolution, part)
+        source = clean(vertices, faces, 1 / resolution, part)
     with clock.step("decimate", 0.3, 0.45) as part:
-        before = len(faces)
-        vertices, faces = decimate(vertices, faces, settings.decimation_target, part)
-        return tidy(vertices, faces) if len(faces) < before else (vertices, faces)
+        vertices, faces = _reduced(*source, settings, part)
+        return source, (tidy(vertices, faces) if len(faces) < len(source[1]) else source)
+
+
+def _reduced(vertices: Array, faces: Array, settings: GenerationSettings, ctx: RunContext) -> tuple[Array, Array]:
+    if not settings.faces:
+        return decimate(vertices, faces, settings.decimation_target, ctx)
+    if len(faces) <= settings.faces * (1 + TOLERANCE):
+        return vertices, faces
+    target = settings.faces / 2 + len(vertices) - len(faces) / 2  # Euler: inner edges take a vertex and two faces along
+    found = decimate(vertices, faces, max(int(target), 4), ctx.part(0.0, 0.5))
+    missed = settings.faces - len(found[1])
+    if abs(missed) > TOLERANCE * settings.faces:  # borders were shortened as well
+        found = decimate(vertices, faces, max(int(len(found[0]) + missed / 2), 4), ctx.part(0.5, 1.0))
+    return found
 
 
 def _arrays(mesh: Mesh) -> tuple[Array, Array]:
@@ -219,7 +263,11 @@ class _Clock:
         part.report(0.0)
         began = time.perf_counter()
         yield part
-        self.seconds[name] = round(time.perf_counter() - began, 3)
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 3)
+
+    def within(self, start: float, stop: float) -> Step:
+        """Steps whose 0..1 is this part of the whole."""
+        return lambda name, low, high: self.step(name, start + (stop - start) * low, start + (stop - start) * high)
 
 
 def _check_voxels(voxels: PbrVoxels) -> PbrVoxels:

@@ -14,10 +14,10 @@ from .topology import Array
 MIME_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
 
-def encode_image(pixels: Array, image_format: str = "png") -> bytes:
-    """Encode uint8 [H, W, 3 or 4] as "png" (lossless), "webp" (quality 90, colours under alpha 0 kept) or "jpeg".
+def encode_image(pixels: Array, image_format: str = "png", quality: int = 90) -> bytes:
+    """Encode uint8 [H, W, 3], or [H, W, 4] but for jpeg, as "png" (lossless), "webp" or "jpeg".
 
-    JPEG has no alpha: pictures that need it become PNG.
+    WebP keeps colours under alpha 0, and everything at quality 100. JPEG stores colour at full size.
 
     Raises:
         InputError: unknown format.
@@ -28,9 +28,13 @@ def encode_image(pixels: Array, image_format: str = "png") -> bytes:
         return _png(pixels)
     from PIL import Image
 
-    options = {"jpeg": {"quality": 90, "subsampling": 0}, "webp": {"quality": 90, "method": 2, "exact": True}}
+    options: dict[str, object] = {"quality": quality, "subsampling": 0}
+    if image_format == "webp":
+        options = {"exact": True, "quality": quality, "method": 2}
+        if quality == 100:
+            options |= {"lossless": True, "quality": 20, "method": 0}  # lossless quality is effort
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, image_format, **options[image_format])
+    Image.fromarray(pixels).save(stream, image_format, **options)
     return stream.getvalue()
 
 
