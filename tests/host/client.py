@@ -25,6 +25,7 @@ class Outcome:
     executed: list[str] = field(default_factory=list)
     cached: list[str] = field(default_factory=list)
     previews: int = 0
+    progress: dict[str, list[float]] = field(default_factory=dict)
     error: dict[str, Any] = field(default_factory=dict)
     outputs: dict[str, Any] = field(default_factory=dict)
     stopped: float = 0.0
@@ -44,7 +45,7 @@ class Outcome:
 
 
 class Client:
-    """Blocking calls; `interrupt_at` stops a prompt as soon as that node has reported progress."""
+    """Blocking calls; `interrupt_at` stops a prompt as soon as that node has reported that share of its work, 0..1."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -55,15 +56,29 @@ class Client:
     def download(self, entry: dict[str, str]) -> bytes:
         return asyncio.run(self._get("/view", {key: entry[key] for key in ("filename", "subfolder", "type")}))
 
-    def run(self, prompt: dict[str, Any], interrupt_at: str | None = None) -> Outcome:
+    def run(self, prompt: dict[str, Any], interrupt_at: tuple[str, float] | None = None) -> Outcome:
         return asyncio.run(self._run(prompt, interrupt_at))
+
+    def objections(self, prompt: dict[str, Any]) -> dict[str, Any]:
+        """What the host finds wrong with a prompt before it runs; {} for one that it takes, which is then called off."""
+        return asyncio.run(self._objections(prompt))
+
+    async def _objections(self, prompt: dict[str, Any]) -> dict[str, Any]:
+        async with aiohttp.ClientSession() as session:
+            async with session.post(self.url + "/prompt", json={"prompt": prompt}) as reply:
+                body = await reply.json()
+            if reply.status != 200:
+                return body
+            await session.post(self.url + "/queue", json={"delete": [body["prompt_id"]]})
+            await session.post(self.url + "/interrupt", json={"prompt_id": body["prompt_id"]})
+        return {}
 
     async def _get(self, path: str, params: dict[str, str]) -> Any:
         async with aiohttp.ClientSession() as session, session.get(self.url + path, params=params) as reply:
             reply.raise_for_status()
             return await reply.json() if reply.content_type == "application/json" else await reply.read()
 
-    async def _run(self, prompt: dict[str, Any], interrupt_at: str | None) -> Outcome:
+    async def _run(self, prompt: dict[str, Any], interrupt_at: tuple[str, float] | None) -> Outcome:
         me = uuid.uuid4().hex
         async with aiohttp.ClientSession() as session:
             async with session.ws_connect(f"{self.url}/ws?clientId={me}", max_msg_size=0) as socket:
@@ -90,15 +105,17 @@ class Client:
                 await asyncio.sleep(0.05)
             return outcome
 
-    def _stopper(self, session: aiohttp.ClientSession, outcome: Outcome, node: str | None) -> Callable[[str], Any]:
-        async def stop(reporting: str) -> None:
-            if reporting == node and not outcome.stopped:
+    def _stopper(
+        self, session: aiohttp.ClientSession, outcome: Outcome, at: tuple[str, float] | None
+    ) -> Callable[[str, float], Any]:
+        async def stop(node: str, share: float) -> None:
+            if at and node == at[0] and share >= at[1] and not outcome.stopped:
                 outcome.stopped = time.monotonic()
                 await session.post(self.url + "/interrupt", json={"prompt_id": outcome.prompt_id})
 
         return stop
 
-    async def _note(self, message: dict[str, Any], outcome: Outcome, stop: Callable[[str], Any]) -> None:
+    async def _note(self, message: dict[str, Any], outcome: Outcome, stop: Callable[[str, float], Any]) -> None:
         kind, data = message["type"], message["data"]
         if data.get("prompt_id") not in (None, outcome.prompt_id):
             return
@@ -107,7 +124,8 @@ class Client:
         elif kind == "executing" and data.get("node"):
             outcome.executed.append(data["node"])
         elif kind == "progress":
-            await stop(data["node"])
+            outcome.progress.setdefault(data["node"], []).append(data["value"] / data["max"])
+            await stop(data["node"], outcome.progress[data["node"]][-1])
         elif kind == "execution_error":
             outcome.how, outcome.error = "error", data
         elif kind in ("execution_success", "execution_interrupted"):

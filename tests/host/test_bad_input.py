@@ -2,43 +2,86 @@
 
 from __future__ import annotations
 
+import shutil
+import struct
 from typing import Any
 
 import pytest
 
-from .conftest import Host, workflow
+from .conftest import ROOT, Host, find, workflow
+
+
+def _shape_only(kind: str, **changes: Any) -> dict[str, Any]:
+    """The workflow with inputs of its node of that kind changed."""
+    node = find(workflow("shape_only"), kind)
+    return workflow("shape_only", **{f"n{node}_{key}": value for key, value in changes.items()})
 
 
 def _with_mask(value: float, width: int, height: int) -> dict[str, Any]:
-    prompt = workflow("shape_only", n3_mask=["30", 0], n3_mask_shows="subject")
-    prompt["30"] = {"class_type": "SolidMask", "inputs": {"value": value, "width": width, "height": height}}
-    return prompt
+    mask = {"class_type": "SolidMask", "inputs": {"value": value, "width": width, "height": height}}
+    return {**_shape_only("ImageConditioner", mask=["30", 0], mask_shows="subject"), "30": mask}
+
+
+def _size(example: str) -> tuple[int, int]:
+    """Width and height of a PNG."""
+    return struct.unpack(">II", (ROOT / "examples" / example).read_bytes()[16:24])
+
+
+def _with_batches(pictures: int, masks: int) -> dict[str, Any]:
+    def repeated(amount: int) -> dict[str, Any]:
+        return {"class_type": "RepeatImageBatch", "inputs": {"image": ["1", 0], "amount": amount}}
+
+    mask = {"class_type": "ImageToMask", "inputs": {"image": ["31", 0], "channel": "red"}}
+    prompt = _shape_only("ImageConditioner", image=["30", 0], mask=["32", 0])
+    return {**prompt, "30": repeated(pictures), "31": repeated(masks), "32": mask}
+
+
+def _with_picture(name: str) -> dict[str, Any]:
+    return {**workflow("shape_only"), "1": {"class_type": "LoadImage", "inputs": {"image": name}}}
 
 
 def _with_loader(kind: str, file: str) -> dict[str, Any]:
-    stage = kind == "TrellisCoreLoadStage"
-    consumer, socket = ("TrellisCoreSaveStage", "stage") if stage else ("TrellisCoreSaveGLB", "glb")
+    stage = kind == "LoadStage"
+    consumer, socket = ("SaveStage", "stage") if stage else ("SaveGLB", "glb")
     return {
-        "1": {"class_type": kind, "inputs": {"file": file}},
-        "2": {"class_type": consumer, "inputs": {socket: ["1", 0], "filename_prefix": "x"}},
+        "1": {"class_type": f"TrellisCore{kind}", "inputs": {"file": file}},
+        "2": {"class_type": f"TrellisCore{consumer}", "inputs": {socket: ["1", 0], "filename_prefix": "x"}},
     }
 
 
-CASES = {
-    "no such weights": (workflow("shape_only", n2_weights="nothing"), "2", "nothing"),
-    "mask of another size": (_with_mask(1.0, 32, 48), "3", "32 x 48"),
-    "empty mask": (_with_mask(0.0, 256, 256), "3", "empty"),
-    "background that is not plain": (workflow("shape_only", n1_image="noise.png"), "3", "background"),
-    "interval upside down": (workflow("shape_only", n4_ss_guidance_interval_end=0.1), "4", "greater than or equal to 0.6"),
-    "structure on another grid": (workflow("shape_only", n5_resolution="1024", n5_cascade=False), "5", "structure"),
-    "number out of range": (workflow("shape_only", n4_ss_sampling_steps=51), "4", "51"),
-    "prefix that climbs": (workflow("shape_only", n8_filename_prefix="../../x"), "8", ".."),
-    "stage file that is not there": (_with_loader("TrellisCoreLoadStage", "stages/none.safetensors"), "1", "no file"),
-    "stage file that climbs": (_with_loader("TrellisCoreLoadStage", "../server.log"), "1", ".."),
-    "absolute mesh file": (_with_loader("TrellisCoreLoadMesh", "/etc/passwd"), "1", "Absolute"),
-    "mesh file that is no mesh": (_with_loader("TrellisCoreLoadMesh", "fake.glb [input]"), "1", "GLB"),
-    "no mesh file": (_with_loader("TrellisCoreLoadMesh", ""), "1", "file"),
+GOOD = {
+    "1": {"class_type": "LoadImage", "inputs": {"image": "icon_duck.png"}},
+    "2": {"class_type": "TrellisCoreLoadFamily", "inputs": {"weights": "mini"}},
+    "3": {"class_type": "TrellisCoreImageConditioner", "inputs": {"family": ["2", 0], "image": ["1", 0]}},
+    "4": {"class_type": "PreviewImage", "inputs": {"images": ["3", 1]}},
 }
+"""A prompt with little to do."""
+
+CASES = {
+    "no such weights": (_shape_only("LoadFamily", weights="nothing"), "LoadFamily", "nothing"),
+    "native weights cut short": (_shape_only("LoadFamily", weights="trellis_2_cut.safetensors"), "LoadFamily", "cut"),
+    "mask of another size": (_with_mask(1.0, 32, 48), "ImageConditioner", "32 x 48"),
+    "empty mask": (_with_mask(0.0, *_size("photo_toadstool_cut.png")), "ImageConditioner", "empty"),
+    "batches that do not match": (_with_batches(3, 2), "ImageConditioner", "3 pictures and 2 masks"),
+    "background that is not plain": (_with_picture("noise.png"), "ImageConditioner", "background"),
+    "interval upside down": (
+        _shape_only("SampleStructure", ss_guidance_interval_end=0.1),
+        "SampleStructure",
+        "greater than or equal to 0.6",
+    ),
+    "number out of range": (_shape_only("SampleStructure", ss_sampling_steps=51), "SampleStructure", "51"),
+    "structure on another grid": (_shape_only("SampleShape", resolution="1024", cascade=False), "SampleShape", "cascade"),
+    "prefix that climbs": (_shape_only("SaveGLB", filename_prefix="../../x"), "SaveGLB", ".."),
+    "prefix below a file": (_shape_only("SaveGLB", filename_prefix="blocked/x"), "SaveGLB", "cannot be written"),
+    "stage file that is not there": (_with_loader("LoadStage", "stages/none.safetensors"), "LoadStage", "no file"),
+    "stage file that climbs": (_with_loader("LoadStage", "../server.log"), "LoadStage", ".."),
+    "stage file that is none": (_with_loader("LoadStage", "fake.glb [input]"), "LoadStage", "fake.glb"),
+    "absolute mesh file": (_with_loader("LoadMesh", "/etc/passwd"), "LoadMesh", "Absolute"),
+    "mesh file that is no mesh": (_with_loader("LoadMesh", "fake.glb [input]"), "LoadMesh", "GLB"),
+    "mesh without faces": (_with_loader("LoadMesh", "empty.glb [input]"), "LoadMesh", "no triangles"),
+    "no mesh file": (_with_loader("LoadMesh", ""), "LoadMesh", "file"),
+}
+"""Name -> prompt, kind of the node that is to blame, a part of what is said."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,28 +92,31 @@ def _files(host: Host) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (96, 96, 3), dtype=np.uint8)
     Image.fromarray(noise).save(host.base / "input" / "noise.png")
     (host.base / "input" / "fake.glb").write_bytes(b"not a model")
+    document = b'{"asset": {"version": "2.0"}}   '
+    header = struct.pack("<4sIII4s", b"glTF", 2, 20 + len(document), len(document), b"JSON")
+    (host.base / "input" / "empty.glb").write_bytes(header + document)
+    (host.base / "output" / "blocked").write_text("a file where a folder is wanted")
+    (host.base / "models" / "diffusion_models" / "trellis_2_cut.safetensors").write_bytes(struct.pack("<Q", 1 << 20) + b"{")
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_says_what_is_wrong_where_it_is_wrong(host: Host, case: str) -> None:
-    prompt, node, phrase = CASES[case]
+    prompt, kind, phrase = CASES[case]
     outcome = host.client.run(prompt)
     assert outcome.how in ("error", "refused")
-    assert outcome.blamed() == {node}, outcome.message()
+    assert outcome.blamed() == {find(prompt, kind)}, outcome.message()
     assert phrase in outcome.message()
     if outcome.how == "error":
         assert "Traceback" not in outcome.error["exception_message"]
+    assert host.client.run(GOOD).how == "success"
 
 
 def test_a_half_downloaded_file_is_named(host: Host) -> None:
-    import shutil
-
-    from .conftest import ROOT
-
     broken = host.base / "models" / "trellis2" / "broken"
     shutil.copytree(ROOT / "trellis_core" / "mini", broken)
     victim = sorted(broken.rglob("*.safetensors"))[0]
     victim.write_bytes(victim.read_bytes()[:5000])
-    outcome = host.client.run(workflow("shape_only", n2_weights="broken"))
-    assert outcome.how == "error" and outcome.blamed() == {"2"}, outcome.message()
+    prompt = _shape_only("LoadFamily", weights="broken")
+    outcome = host.client.run(prompt)
+    assert outcome.how == "error" and outcome.blamed() == {find(prompt, "LoadFamily")}, outcome.message()
     assert victim.name in outcome.message() and "cut short" in outcome.message()

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from .conftest import Host
+from trellis_core.settings import GenerationSettings
+
+from .conftest import ROOT, Host, environment
 
 SNAPSHOT = Path(__file__).with_name("object_info.json")
 OPEN_CHOICES = {("TrellisCoreLoadFamily", "weights"), ("TrellisCoreLoadLora", "lora")}
 """Combos whose options are the files of the machine."""
+LIGHT = {"the_pack", "pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection", "safetensors"}
+"""Packages that loading the pack may import, beside those that the host has."""
 
 
 def test_starts_with_one_line_of_log_and_without_failures(host: Host) -> None:
-    log = host.log.read_text()
+    log = host.log.read_text().split("To see the GUI go to")[0]
     ours = [line for line in log.splitlines() if "TRELLIS.2 Core" in line]
     assert len(ours) == 1, ours
     assert "without" not in ours[0]
@@ -31,9 +37,53 @@ def test_nodes_are_those_of_the_snapshot(host: Host) -> None:
     assert found == json.loads(SNAPSHOT.read_text())
 
 
-def test_mini_is_always_in_the_list(host: Host) -> None:
+def test_weights_are_found_wherever_the_host_looks(host: Host) -> None:
     node = host.client.get("/object_info/TrellisCoreLoadFamily")["TrellisCoreLoadFamily"]
-    assert "mini" in json.dumps(node["input"]["required"]["weights"])
+    kind, *options = node["input"]["required"]["weights"]
+    names = kind if isinstance(kind, list) else options[0]["options"]
+    assert names[0] == "mini"
+    assert {"mine", "theirs"} <= set(names)  # in models/trellis2, and in a place of extra_model_paths.yaml
+
+
+def test_loading_is_quick_and_brings_in_nothing_heavy(host: Host) -> None:
+    """In processor time, so that it holds on a busy machine."""
+    inside = [sys.executable, str(Path(__file__).with_name("inside.py")), str(ROOT), str(host.base)]
+    paths = os.pathsep.join([environment()["PYTHONPATH"], str(host.source)])
+    done = subprocess.run(inside, env={**environment(), "PYTHONPATH": paths}, capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["seconds"] <= 0.3
+    assert set(told["packages"]) <= LIGHT | sys.stdlib_module_names
+    assert told["with metadata"] == ["prompt", "workflow"]
+    assert told["without metadata"] == []
+    assert set(told["nodes"]) == set(json.loads(SNAPSHOT.read_text()))
+
+
+def test_ids_are_our_own(host: Host) -> None:
+    info = host.client.get("/object_info")
+    ours = {name for name, node in info.items() if node["python_module"].startswith("custom_nodes.TrellisCore")}
+    assert ours == {name for name in info if name.startswith("TrellisCore")}
+
+
+def test_every_setting_is_on_a_node_with_its_default_and_range(host: Host) -> None:
+    """Of pictures and LoRAs, which are sockets, the endpoints take addresses."""
+    info = host.client.get("/object_info")
+    stages = [name for name in info if name.startswith("TrellisCore") and name != "TrellisCoreImageTo3D"]
+    for nodes in (stages, ["TrellisCoreImageTo3D"]):
+        widgets: dict[str, Any] = {}
+        for name in nodes:
+            widgets |= _facts(name, info[name])["inputs"]
+        for name, field in GenerationSettings.model_fields.items():
+            if name.endswith("_url"):
+                continue
+            widget = widgets[name]
+            if name != "seed":
+                assert str(widget["default"]) == str(field.default), name
+            if "options" in widget:
+                assert widget["options"] == [str(choice) for choice in get_args(field.annotation)], name
+                continue
+            for rule in field.metadata:
+                assert not hasattr(rule, "ge") or widget["min"] == rule.ge, name
+                assert not hasattr(rule, "le") or widget["max"] == rule.le, name
 
 
 def test_every_number_says_its_step_and_every_widget_what_it_does(host: Host) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from .conftest import WORKFLOWS, Host, workflow
+from .conftest import WORKFLOWS, Host, find, workflow
+from .graphs import bare
 
 
 def _document(glb: bytes) -> dict[str, Any]:
@@ -18,13 +19,15 @@ def _document(glb: bytes) -> dict[str, Any]:
     return json.loads(glb[20 : 20 + size])
 
 
+def _binary(glb: bytes) -> bytes:
+    return glb[20 + struct.unpack_from("<I", glb, 12)[0] :]
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_runs_and_its_models_come_from_the_history(host: Host, path: Path) -> None:
-    seeded = "4" if "4" in (prompt := workflow(path.stem)) and "seed" in prompt["4"]["inputs"] else "3"
-    prompt[seeded]["inputs"]["seed"] = WORKFLOWS.index(path)  # so that nothing comes from another workflow's cache
+    prompt = workflow(path.stem)
     first = host.client.run(prompt)
     assert first.how == "success", first.message()
-    assert first.previews > 0
 
     files = first.files()
     savers = [node for node in prompt.values() if node["class_type"] == "TrellisCoreSaveGLB"]
@@ -33,7 +36,8 @@ def test_runs_and_its_models_come_from_the_history(host: Host, path: Path) -> No
         document = _document(host.client.download(entry))
         triangles = sum(document["accessors"][p["indices"]]["count"] // 3 for m in document["meshes"] for p in m["primitives"])
         assert triangles > 0
-        assert json.loads(document["asset"]["extras"]["prompt"]) == prompt
+        assert bare(json.loads(document["asset"]["extras"]["prompt"])) == bare(prompt)
+        assert "is_changed" not in document["asset"]["extras"]["prompt"]
         assert bool(document.get("images")) == (path.stem != "shape_only")
 
     second = host.client.run(prompt)
@@ -42,33 +46,80 @@ def test_runs_and_its_models_come_from_the_history(host: Host, path: Path) -> No
 
 
 def test_another_texture_leaves_the_shape_alone(host: Host) -> None:
-    host.client.run(workflow("image_to_3d_stages"))
-    again = host.client.run(workflow("image_to_3d_stages", n6_variant=5))
-    assert again.how == "success", again.message()
-    assert {"6", "7"} <= set(again.executed)
-    assert not {"2", "3", "4", "5"} & set(again.executed)
+    name = "image_to_3d_stages"
+    paint, shape = find(workflow(name), "SampleTexture"), find(workflow(name), "SampleShape")
+    before = host.client.run(workflow(name))
+    again = host.client.run(workflow(name, **{f"n{paint}_tex_slat_sampling_steps": 3}))
+    assert before.how == again.how == "success", again.message()
+    assert paint in again.executed
+    assert {shape, *_above(workflow(name), shape)} <= set(again.cached)
 
 
-def test_stages_go_on_from_files(host: Host) -> None:
-    prompt = workflow("shape_only", n4_seed=11)
-    prompt["20"] = {"class_type": "TrellisCoreSaveStage", "inputs": {"stage": ["5", 0], "filename_prefix": "stages/shape"}}
+def _above(prompt: dict[str, Any], key: str) -> set[str]:
+    """Nodes that a node's inputs come from, directly or not."""
+    sources = {value[0] for value in prompt[key]["inputs"].values() if isinstance(value, list)}
+    return sources.union(*(_above(prompt, source) for source in sources))
+
+
+@pytest.mark.parametrize("stage", ["structure", "shape", "texture"])
+def test_stages_go_on_from_files(host: Host, stage: str) -> None:
+    name = "image_to_3d_stages"
+    prompt = workflow(name)
+    sampler, decode, saver = (find(prompt, kind) for kind in (f"Sample{stage.capitalize()}", "Decode", "SaveGLB"))
+    prompt["20"] = {
+        "class_type": "TrellisCoreSaveStage",
+        "inputs": {"stage": [sampler, 0], "filename_prefix": f"stages/{stage}"},
+    }
     saved = host.client.run(prompt)
     assert saved.how == "success", saved.message()
-    name = saved.outputs["20"]["text"][0]
 
-    loaded = workflow("shape_only", n6_shape=["5", 1])
-    loaded["5"] = {"class_type": "TrellisCoreLoadStage", "inputs": {"file": name}}
-    again = host.client.run({key: loaded[key] for key in ("2", "5", "6", "7", "8")})
+    loaded = workflow(name)
+    slot = ["structure", "shape", "texture"].index(stage)
+    loaded["21"] = {"class_type": "TrellisCoreLoadStage", "inputs": {"file": saved.outputs["20"]["text"][0]}}
+    for node in loaded.values():
+        for key, value in node["inputs"].items():
+            if value == [sampler, 0]:
+                node["inputs"][key] = ["21", slot]
+    del loaded[sampler]
+    again = host.client.run(loaded)
     assert again.how == "success", again.message()
-    one, other = (host.client.download(run.files()[0]) for run in (saved, again))
-    assert one[20 + struct.unpack_from("<I", one, 12)[0] :] == other[20 + struct.unpack_from("<I", other, 12)[0] :]
+    assert decode in again.executed
+    one, other = (host.client.download(run.outputs[saver]["3d"][0]) for run in (saved, again))
+    assert _binary(one) == _binary(other)
 
 
-@pytest.mark.parametrize("node", ["3", "4", "5", "6", "7", "8", "9"])
-def test_the_stop_button_stops_any_stage(host: Host, node: str) -> None:
-    prompt = workflow("image_to_3d_stages", n4_seed=100 + int(node), n3_mask_shows="background")
-    prompt["4"]["inputs"]["ss_sampling_steps"] = 10
-    stopped = host.client.run(prompt, interrupt_at=node)
-    assert stopped.how == "interrupted", stopped.message()
-    assert stopped.ended - stopped.stopped <= 1.0
-    assert host.client.run(workflow("shape_only")).how == "success"
+def test_every_stage_stops_within_a_second_and_the_next_prompt_goes_on(host: Host) -> None:
+    name = "image_to_3d_stages"
+    changes = {f"n{find(workflow(name), 'SampleStructure')}_seed": 1, f"n{find(workflow(name), 'Remesh')}_remesh_band": 1.5}
+    prompt = workflow(name, **changes)
+    kinds = ["SampleStructure", "SampleShape", "SampleTexture", "Decode", "Remesh", "BakeTextures"]
+    waits = {}
+    for kind in kinds:
+        node = find(prompt, kind)
+        stopped = host.client.run(prompt, interrupt_at=(node, 0.0))
+        assert stopped.how == "interrupted", (kind, stopped.message())
+        assert stopped.executed[-1] == node
+        waits[kind] = stopped.ended - stopped.stopped
+    finished = host.client.run(prompt)
+    assert finished.how == "success" and finished.files(), finished.message()
+    assert max(waits.values()) <= 1.0, waits
+
+
+def test_the_one_node_stops_within_a_second_at_any_time(host: Host) -> None:
+    prompt = workflow("one_node", **{f"n{find(workflow('one_node'), 'ImageTo3D')}_seed": 2})
+    waits = {}
+    for share in (0.02, 0.2, 0.45, 0.55, 0.65, 0.75, 0.9):
+        stopped = host.client.run(prompt, interrupt_at=(find(prompt, "ImageTo3D"), share))
+        assert stopped.how == "interrupted", (share, stopped.message())
+        waits[share] = stopped.ended - stopped.stopped
+    assert max(waits.values()) <= 1.0, waits
+
+
+def test_progress_only_grows_and_pictures_come_meanwhile(host: Host) -> None:
+    prompt = workflow("shape_only", **{f"n{find(workflow('shape_only'), 'SampleStructure')}_seed": 3})
+    outcome = host.client.run(prompt)
+    assert outcome.how == "success", outcome.message()
+    for kind in ("SampleStructure", "SampleShape", "Decode", "Remesh"):
+        shares = outcome.progress[find(prompt, kind)]
+        assert shares == sorted(shares) and shares[-1] == 1.0, (kind, shares)
+    assert outcome.previews >= 4  # two of the structure and two of the shape
