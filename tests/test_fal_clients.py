@@ -200,7 +200,9 @@ def test_uploads_in_parts_and_the_other_way(python: Any, tmp_path: Path, monkeyp
     path.write_bytes(big)
     for name in ("MULTIPART_THRESHOLD", "MULTIPART_CHUNK_SIZE", "MULTIPART_MAX_CONCURRENCY"):
         if hasattr(module, name):
-            monkeypatch.setattr(module, name, {"MULTIPART_THRESHOLD": 1_000_000, "MULTIPART_CHUNK_SIZE": 1_000_000}.get(name, 3))
+            monkeypatch.setattr(
+                module, name, {"MULTIPART_THRESHOLD": 1_000_000, "MULTIPART_CHUNK_SIZE": 1_000_000}.get(name, 3)
+            )
     assert _get(python.upload_file(str(path))) == big
     assert _get(python.upload(big, "application/octet-stream")) == big
     assert _get(python.upload(b"small", "text/plain", repository="fal")) == b"small"
@@ -212,7 +214,10 @@ def test_webhooks_are_signed_and_repeated(tmp_path: Path, monkeypatch: pytest.Mo
 
     with _receiver(status=500) as (hook, heard):
         trusted = (hook.split("/")[2],)
-        with serving(tmp_path, trusted=trusted, webhook_pauses=(0, 0.01, 0.01)) as (url, _), _pointed(url, monkeypatch) as client:
+        with (
+            serving(tmp_path, trusted=trusted, webhook_pauses=(0, 0.01, 0.01)) as (url, _),
+            _pointed(url, monkeypatch) as client,
+        ):
             handle = client.submit(PLAIN, {"image_url": PIXELS}, webhook_url=hook)
             _until(lambda: len(heard) == 2)
             assert heard[0][1] == heard[1][1]

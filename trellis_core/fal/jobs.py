@@ -24,7 +24,7 @@ from ..errors import Cancelled, EmptyResultError, InputError, TrellisError
 from ..fetch import FetchError
 from ..run import RunContext
 from .answers import FalError, cancelled, field_error, not_found
-from .store import FileStore
+from .store import FileStore, disk_errors
 
 MAX_LOGS = 500
 """Lines that a job may log."""
@@ -200,8 +200,9 @@ class JobQueue:
         line, self._arrivals = (int(low), self._arrivals), self._arrivals + 1
         job = Job(str(uuid.uuid4()), app, owner, origin, line, time.time(), len(body), webhook, lifetime)
         try:
-            self._input(job).write_bytes(body)
-            self._save(job)
+            with disk_errors():
+                self._input(job).write_bytes(body)
+                self._save(job)
         except BaseException:
             self._store.release(len(body))
             self._input(job).unlink(missing_ok=True)

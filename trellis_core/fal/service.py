@@ -119,8 +119,8 @@ class Service:
             response = answer({}) if request.method == "OPTIONS" else await self._dispatch(call)
         except FalError as error:
             response = failure(error)
-        except (asyncio.CancelledError, ConnectionResetError):
-            raise
+        except ConnectionError:
+            response = failure(FalError(499, "The client went away.", "client_disconnected"))
         except Exception as error:
             _log.error("%s %s failed.", request.method, path, exc_info=error)
             response = failure(FalError(500, "Internal server error", "internal_error"))

@@ -144,7 +144,7 @@ class FileStore:
         stored = self.slot(name, content_type, lifetime)
         self.reserve(len(data))
         try:
-            with _disk_errors():
+            with disk_errors():
                 self.path(stored).write_bytes(data)
         except BaseException:
             self.release(len(data))
@@ -184,7 +184,7 @@ class FileStore:
         folder = self._folder / f"{upload}.parts"
 
         def join() -> None:
-            with _disk_errors(), open(folder / "whole", "wb") as whole:
+            with disk_errors(), open(folder / "whole", "wb") as whole:
                 for number in sorted(sizes):
                     with open(folder / str(number), "rb") as part:
                         shutil.copyfileobj(part, whole, 1 << 20)
@@ -248,9 +248,9 @@ class FileStore:
                 if size > limit:
                     raise FalError(413, f"The file is larger than {limit} bytes.")
                 digest.update(chunk)
-                with _disk_errors():
+                with disk_errors():
                     await asyncio.to_thread(file.write, chunk)
-            with _disk_errors():
+            with disk_errors():
                 file.flush()
         except BaseException:
             self.release(size)
@@ -259,7 +259,7 @@ class FileStore:
 
 
 @contextmanager
-def _disk_errors() -> Iterator[None]:
+def disk_errors() -> Iterator[None]:
     """A full disk is told like a full quota."""
     try:
         yield
