@@ -58,15 +58,15 @@ WEIGHTS_NOTE = (
 )
 
 GROUPS = {
-    "1 · Picture and weights": ("#3f789e", ("LoadImage", "ImageBatch", "LoadFamily", "LoadLora", "ImageConditioner")),
-    "2 · Shape": ("#a1309b", ("SampleStructure", "SampleShape")),
-    "3 · Texture": ("#b06634", ("SampleTexture",)),
-    "2 · Model": ("#a1309b", ("ImageTo3D",)),
-    "4 · Mesh and maps": ("#3f789e", ("Decode", "Remesh", "BakeTextures")),
-    "5 · Result": ("#8a8", ("SaveGLB", "AssetReport")),
+    "1 · Picture and weights": ("#4a6a8c", ("LoadImage", "ImageBatch", "LoadFamily", "LoadLora", "ImageConditioner")),
+    "2 · Shape": ("#6a5a8c", ("SampleStructure", "SampleShape")),
+    "3 · Texture": ("#8a6a4a", ("SampleTexture",)),
+    "2 · Model": ("#6a5a8c", ("ImageTo3D",)),
+    "4 · Mesh and maps": ("#4a7a7a", ("Decode", "Remesh", "BakeTextures")),
+    "5 · Result": ("#5a7a5a", ("SaveGLB", "AssetReport")),
 }
 """What stands together, from left to right: heading, colour, kinds of nodes."""
-HEAD, BORDER, GUTTER = 34, 20, 60
+HEAD, BORDER, GUTTER = 34, 20, 40
 """Pixels of the editor: title of a node, frame of a group, room between two columns or rows (Nodes 2.0 are taller)."""
 
 
@@ -79,7 +79,7 @@ def editor_workflow(name: str, prompt: dict[str, Any]) -> dict[str, Any]:
     by_id = {node["id"]: node for node in nodes}
     for link, source, slot, *_ in links:
         by_id[source]["outputs"][slot]["links"].append(link)
-    nodes.append(_note(max(by_id) + 1, len(nodes), NOTES[name] + WEIGHTS_NOTE))
+    nodes.append(_note(max(by_id) + 1, len(nodes), NOTES[name] + WEIGHTS_NOTE, wide=len(groups) > 3))
     return {
         "last_node_id": nodes[-1]["id"],
         "last_link_id": len(links),
@@ -146,12 +146,12 @@ def _widget_values(kind: str, widgets: list[str], values: dict[str, Any]) -> lis
     return [*stored, "image"] if kind == "LoadImage" else stored
 
 
-def _note(number: int, order: int, text: str) -> dict[str, Any]:
+def _note(number: int, order: int, text: str, wide: bool) -> dict[str, Any]:
     return {
         "id": number,
         "type": "MarkdownNote",
-        "pos": [-BORDER, -HEAD - 80 - 340],
-        "size": [760, 340],
+        "pos": [-BORDER, -HEAD - 80 - 340] if wide else [-BORDER - GUTTER - 400, -HEAD - 46],
+        "size": [760, 340] if wide else [400, 560],
         "flags": {},
         "order": order,
         "mode": 0,
@@ -169,10 +169,10 @@ def _size(kind: str) -> tuple[int, int]:
     schema = _schema(kind)
     widgets = sum(spec["type"] in WIDGETS for spec in schema["inputs"].values()) + ("seed" in schema["inputs"])
     rows = max(len(schema["inputs"]) - widgets, len(schema["outputs"]))
-    extra = {"LoadImage": 260, "TrellisCoreSaveGLB": 440, "TrellisCoreImageConditioner": 230, "TrellisCoreAssetReport": 240}
-    sampler = 230 if kind.startswith("TrellisCoreSample") else 0  # the live picture
-    width = 420 if kind in ("TrellisCoreSaveGLB", "TrellisCoreAssetReport") else 330
-    return width, 30 + 22 * rows + 26 * widgets + extra.get(kind, sampler)
+    pictures = {"LoadImage": 260, "TrellisCoreSaveGLB": 480, "TrellisCoreImageConditioner": 240, "TrellisCoreAssetReport": 240}
+    sampler = 240 if kind.startswith("TrellisCoreSample") or kind == "TrellisCoreImageTo3D" else 0  # the live picture
+    width = 460 if kind in ("TrellisCoreSaveGLB", "TrellisCoreAssetReport") else 330
+    return width, 30 + 22 * rows + 26 * widgets + pictures.get(kind, sampler)
 
 
 def _depth(prompt: dict[str, Any], key: str) -> int:
