@@ -135,7 +135,7 @@ def test_packing_long_and_mixed_shapes_does_not_overlap() -> None:
     owner = np.repeat(np.arange(len(sides)), 4)
     first = np.arange(len(sides))[:, None] * 4
     rim = np.stack([first + [0, 1, 2, 3], first + [1, 2, 3, 0]], axis=-1).reshape(-1, 2)
-    texels = pack_charts(points, owner, rim, 512, 2).reshape(-1, 4, 2)
+    texels = pack_charts(points, owner, rim, 512, 2)[0].reshape(-1, 4, 2)
     low, high = np.floor(texels.min(1)), np.ceil(texels.max(1))
     assert low.min() >= 1 and high.max() <= 511
     apart = (low[:, None] >= high[None] + 2) | (high[:, None] + 2 <= low[None])

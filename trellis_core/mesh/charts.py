@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..run import QUIET, RunContext
-from .topology import Array, edges, face_normals, graph_components, manifold_pairs
+from .topology import Array, edges, face_normals, graph_components, manifold_pairs, next_side
 
 _SMALL = 4e-4
 """Charts below this share of the surface join a neighbour whose axis sees them well ..."""
@@ -40,7 +40,11 @@ class ChartOptions:
 
 @dataclass(frozen=True)
 class _Surface:
-    """Unit normals [F, 3], areas [F], centres [F, 3]; neighbour pairs a, b [M] with edge lengths [M]."""
+    """Unit normals [F, 3], areas [F], centres [F, 3]; neighbour pairs a, b [M] with edge lengths [M].
+
+    `across` int64 [F, 3] is the neighbour over each side (the face itself for none), `share` float32 [F, 3] the side's
+    part of the length of all sides with neighbours.
+    """
 
     normal: Array
     area: Array
@@ -48,18 +52,26 @@ class _Surface:
     a: Array
     b: Array
     length: Array
+    across: Array
+    share: Array
 
     @classmethod
     def of(cls, vertices: Array, faces: Array) -> _Surface:
         points = vertices.astype(np.float64)
         normal = face_normals(points, faces)
         twice = np.linalg.norm(normal, axis=1)
-        found = edges(faces)
-        manifold, corners = manifold_pairs(found)
-        ends = points[found.pairs[manifold]]
-        length = np.linalg.norm(ends[:, 1] - ends[:, 0], axis=1)
+        p, q = manifold_pairs(edges(faces))[1].T
+        flat = faces.reshape(-1)
+        length = np.linalg.norm(points[flat[next_side(p)]] - points[flat[p]], axis=1)
         unit = np.divide(normal, twice[:, None], out=np.zeros_like(normal), where=twice[:, None] > 0)
-        return cls(unit, twice / 2, points[faces].mean(1), *(corners // 3).T, length)
+        a, b = p // 3, q // 3
+        across, share = np.repeat(np.arange(len(faces)), 3), np.zeros(len(flat), np.float32)
+        across[p], across[q] = b, a
+        share[p] = share[q] = length
+        share = share.reshape(-1, 3)
+        share /= share.sum(1, keepdims=True).clip(1e-30)
+        centre = (points[faces[:, 0]] + points[faces[:, 1]] + points[faces[:, 2]]) / 3
+        return cls(unit, twice / 2, centre, a, b, length, across.reshape(-1, 3), share)
 
 
 def cut_charts(
@@ -113,16 +125,11 @@ def split(a: Array, b: Array, chart: Array, apart: Array) -> Array:
 
 def _quantise(surface: _Surface, limit: float, options: ChartOptions) -> Array:
     """The nearest of 14 (or 26) axes for every face, in agreement with its neighbours (iterated conditional modes)."""
-    from scipy.sparse import coo_matrix
-
     count = len(surface.area)
-    rows, columns = np.concatenate([surface.a, surface.b]), np.concatenate([surface.b, surface.a])
-    weight = np.tile(surface.length, 2)
-    weight = weight / np.bincount(rows, weight, minlength=count)[rows].clip(1e-300)
-    neighbours = coo_matrix((weight.astype(np.float32), (rows, columns)), shape=(count, count)).tocsr()
+    across, share = surface.across, surface.share
     smooth = surface.normal.astype(np.float32)
     for _ in range(2):  # the jitter of dual vertices must not decide; used for labels only
-        smooth = smooth + neighbours @ smooth
+        smooth = smooth + sum(share[:, k, None] * smooth[across[:, k]] for k in range(3))
         smooth /= np.linalg.norm(smooth, axis=1, keepdims=True).clip(1e-30)
     axes = _axes(26 if options.angle_threshold_deg < 45 else 14)
     cost = -(smooth @ axes.T)
@@ -132,10 +139,12 @@ def _quantise(surface: _Surface, limit: float, options: ChartOptions) -> Array:
     label = cost.argmin(1)
     vote = 0.3 * options.smooth_strength
     for round_ in range((4 if vote else 0) + options.refine_iterations):
-        one_hot = np.zeros_like(cost)
-        one_hot[np.arange(count), label] = vote
-        turn = np.arange(count) % 2 == round_ % 2  # all at once would make neighbours swap for ever
-        label = np.where(turn, (cost - neighbours @ one_hot).argmin(1), label)
+        torn = (label[across] != label[:, None]).any(1)  # where all agree nothing changes
+        rows = np.flatnonzero(torn & (np.arange(count) % 2 == round_ % 2))  # all at once would make neighbours swap for ever
+        price, nth = cost[rows], np.arange(len(rows))
+        for k in range(3):
+            price[nth, label[across[rows, k]]] -= vote * share[rows, k]
+        label[rows] = price.argmin(1)
     return label
 
 

@@ -11,14 +11,16 @@ from ..run import QUIET, RunContext
 from .ragged import ragged
 from .topology import Array
 
-_CELLS = (1, 2, 4, 8, 12)
-"""Charts that fit a square of so many texels are laid out in rows of equal cells."""
+_SHELVED = 0.05
+"""The smallest charts, whose boxes take this share of the atlas, stand in rows; only the others are fitted one by one."""
+_TALLEST = 48
+"""Texels of the largest chart that may stand in a row."""
 _FILL = 0.62
 """Share of the atlas that charts usually reach; the first guess of the scale."""
-_TRIES = 5
-_ENOUGH = 0.985
+_TRIES = 4
+_ENOUGH = 0.98
 """Share of the atlas's height that ends the search for the scale."""
-_TURN_SHARE = 64
+_TURN_SHARE = 40
 """Charts of at least this part of the atlas's side are also tried turned."""
 
 
@@ -48,8 +50,14 @@ class _Layout:
 
 
 def pack_charts(
-    points: Array, owner: Array, rim: Array, size: int, padding: int = 2, ctx: RunContext = QUIET
-) -> Array:
+    points: Array,
+    owner: Array,
+    rim: Array,
+    size: int,
+    padding: int = 2,
+    ctx: RunContext = QUIET,
+    first_scale: float | None = None,
+) -> tuple[Array, float]:
     """Scale all charts alike, as large as fits, and place them without overlap; they may turn by quarters.
 
     Args:
@@ -59,9 +67,10 @@ def pack_charts(
         size: texels along a side of the atlas.
         padding: texels kept free between charts.
         ctx: told the progress.
+        first_scale: texels per unit of which it is known that nearly the same charts fit: taken if these fit too.
 
     Returns:
-        float64 [W, 2] texel coordinates in 0..size.
+        (texel coordinates float64 [W, 2] in 0..size, texels per unit).
 
     Raises:
         InputError: not even charts of one texel each would fit.
@@ -74,7 +83,7 @@ def pack_charts(
     a, b = points[rim[:, 0]], points[rim[:, 1]]
     area = abs((a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum()) / 2
     most = (room - 1) / box.max().clip(1e-12)  # no chart may be larger than the atlas
-    scale = min(room * np.sqrt(_FILL / max(area, 1e-30)), most)
+    scale = min(first_scale or room * np.sqrt(_FILL / max(area, 1e-30)), most)
     outlines = _Outlines(points, owner, rim, box)
     fits, fails, best = 0.0, np.inf, None
     for attempt in range(40):
@@ -83,7 +92,7 @@ def pack_charts(
             fits, best = scale, layout
         else:
             fails = scale
-        if best is not None and (attempt + 1 >= _TRIES or fits >= most or best.height >= _ENOUGH * room):
+        if best is not None and (attempt + 1 >= _TRIES or fits in (most, first_scale) or best.height >= _ENOUGH * room):
             break
         guess = min(scale * np.sqrt(room / layout.height) * 0.998, most)
         scale = guess if fits < guess < fails else (fits + fails) / 2 if fits else scale * 0.9
@@ -92,7 +101,8 @@ def pack_charts(
     pose = best.pose[owner][:, None]
     extent = np.maximum(np.ceil(box * fits), 1)[owner]
     placed = np.where(pose >= 2, outlines.sideways().points, points) * fits
-    return np.where(pose % 2 == 1, np.where(pose >= 2, extent[:, ::-1], extent) - placed, placed) + best.corner[owner]
+    placed = np.where(pose % 2 == 1, np.where(pose >= 2, extent[:, ::-1], extent) - placed, placed)
+    return placed + best.corner[owner], fits
 
 
 def _margin(padding: int) -> int:
@@ -106,19 +116,17 @@ def _place(outlines: _Outlines, scale: float, size: int, padding: int, ctx: RunC
     corner = np.zeros((len(extent), 2), np.int64)
     pose = np.zeros(len(extent), np.int64)
     margin = _margin(padding)
-    base = 0
     largest = extent.max(1)
-    for low, cell in zip((0, *_CELLS), _CELLS, strict=False):
-        some = np.flatnonzero((largest > low) & (largest <= cell))
-        columns = (size - 2 * margin + padding) // (cell + padding)
-        nth = np.arange(len(some))
-        corner[some, 0] = nth % columns * (cell + padding)
-        corner[some, 1] = base + nth // columns * (cell + padding)
-        base += -(-len(some) // columns) * (cell + padding)
+    by_size = np.argsort(largest, kind="stable")
+    boxes = (extent[by_size] + padding).prod(1).cumsum()
+    shelved = by_size[(boxes <= _SHELVED * size * size) & (largest[by_size] <= _TALLEST) | (largest[by_size] <= 2)]
+    base = _shelve(shelved, extent, size - 2 * margin, padding, corner, pose)
     poses = [_Pose.of(outlines, scale, extent, padding), _Pose.of(outlines.sideways(), scale, extent[:, ::-1], padding)]
     skyline = np.full(size - 2 * margin + 2 * padding, base, np.int32)  # with `padding` columns more on both sides
     inner = skyline[padding : len(skyline) - padding]
-    big = np.flatnonzero(largest > _CELLS[-1])
+    fitted = np.ones(len(extent), bool)
+    fitted[shelved] = False
+    big = np.flatnonzero(fitted)
     big = big[np.lexsort((big, -extent[big, 1]))]
     for nth, chart in enumerate(big):
         if nth % 64 == 0:
@@ -132,6 +140,22 @@ def _place(outlines: _Outlines, scale: float, size: int, padding: int, ctx: RunC
         window = skyline[x : x + len(roof)]
         np.maximum(window, y + roof, out=window)
     return _Layout(corner + margin, pose, int(skyline.max()) - padding)
+
+
+def _shelve(charts: Array, extent: Array, width: int, padding: int, corner: Array, pose: Array) -> int:
+    """Stand small charts in rows of falling height, lying ones upright; fills in `corner` and `pose`, returns the height."""
+    if not len(charts):
+        return 0
+    tall, wide = extent[charts].max(1), extent[charts].min(1) + padding
+    pose[charts] = np.where(extent[charts, 0] > extent[charts, 1], 2, 0)
+    order = np.lexsort((charts, wide, -tall))
+    charts, tall, wide = charts[order], tall[order], wide[order]
+    start = np.cumsum(wide) - wide
+    row, corner[charts, 0] = np.divmod(start, width + padding - int(wide.max()) + 1)  # a row's last chart fits behind
+    opens = np.unique(row, return_index=True)[1]
+    below = np.cumsum(tall[opens] + padding)
+    corner[charts, 1] = (below - tall[opens] - padding)[np.searchsorted(opens, np.arange(len(row)), side="right") - 1]
+    return int(below[-1])
 
 
 def _lowest(skyline: Array, bottom: Array, height: int) -> tuple[float, int, int]:

@@ -64,9 +64,10 @@ def unwrap(
         InputError: more charts than the atlas has room for.
     """
     chart, axis = cut_charts(vertices, faces, options, ctx.part(0.0, 0.3, "unwrap"))
+    scale = None
     for round_ in range(_UNFOLD_ROUNDS + 1):
         part = ctx.part(1 - 0.7 / 2**round_, 1 - 0.35 / 2**round_, "unwrap")
-        flat = _lay_out(vertices, faces, chart, axis, size, padding, part)
+        flat, scale = _lay_out(vertices, faces, chart, axis, size, padding, part, scale)
         if flat.overlap <= _OVERLAP * len(flat.texels.number) or round_ == _UNFOLD_ROUNDS:
             break
         pair = manifold_pairs(edges(faces))[1] // 3
@@ -77,20 +78,28 @@ def unwrap(
 
 
 def _lay_out(
-    vertices: Array, faces: Array, chart: Array, axis: Array, size: int, padding: int, ctx: RunContext
-) -> Unwrap:
-    """Project charts [F] along their axes [C, 3], pack and rasterise them."""
+    vertices: Array,
+    faces: Array,
+    chart: Array,
+    axis: Array,
+    size: int,
+    padding: int,
+    ctx: RunContext,
+    scale: float | None,
+) -> tuple[Unwrap, float]:
+    """Project charts [F] along their axes [C, 3], pack (at this scale if they fit) and rasterise them."""
     new_faces, source, owner = _open(faces, chart)
     right, down = basis(axis)
     points = vertices[source].astype(np.float64)
     flat = np.stack([(points * side[owner]).sum(1) for side in (right, down)], axis=1)
-    texels = pack_charts(_turn(flat, owner), owner, _rim(new_faces), size, padding, ctx.part(0.0, 0.8, "unwrap"))
+    part = ctx.part(0.0, 0.8, "unwrap")
+    texels, scale = pack_charts(_turn(flat, owner), owner, _rim(new_faces), size, padding, part, scale)
     uvs = (texels / size).astype(np.float32)
     parts = list(rasterise(texel_corners(uvs, new_faces, size), size, ctx.part(0.8, 1.0, "unwrap")))
     covered = Texels(torch.cat([part.number for part in parts]), torch.cat([part.face for part in parts]))
     once = torch.zeros(size * size, dtype=torch.bool)
     once[covered.number] = True
-    return Unwrap(new_faces, source, uvs, chart, axis, covered, len(covered.number) - int(once.sum()))
+    return Unwrap(new_faces, source, uvs, chart, axis, covered, len(covered.number) - int(once.sum())), scale
 
 
 def texel_corners(uvs: Array, faces: Array, size: int) -> Tensor:
