@@ -32,7 +32,10 @@ def build_parser() -> argparse.ArgumentParser:
         help='"mini" (bundled), a folder with pipeline.json, or ComfyUI\'s repackaged files (default: mini)',
     )  # fmt: skip
     generate.add_argument("--preview", type=Path, metavar="OUT.png", help="also draw the finished model here")
-    generate.add_argument("--report", action="store_true", help="print facts about the finished model")
+    generate.add_argument(
+        "--report", nargs="?", const="-", metavar="OUT.json",
+        help="print facts about the finished model, or write them to a file",
+    )  # fmt: skip
     background = generate.add_mutually_exclusive_group()
     background.add_argument("--key-background", action="store_true", help="cut the subject out of a plain background")
     background.add_argument(

@@ -23,11 +23,13 @@ from .image.preprocess import Matte, open_picture, preprocess
 from .lora.source import default_folders, loras_of
 from .lora.stack import place
 from .mesh.asset import Asset
-from .mesh.frames import z_up_to_y_up
 from .mesh.glb import write_whole
-from .mesh.preview import Surface, render
+from .mesh.preview.asset import draw_asset
 from .run import RunContext
 from .settings import GenerationSettings, resolve_seed
+
+PRINTED = "-"
+"""Value of `--report` without a file."""
 
 
 def run(options: argparse.Namespace) -> None:
@@ -36,6 +38,8 @@ def run(options: argparse.Namespace) -> None:
     check_output(options.output, ".glb")
     if options.preview:
         check_output(options.preview, ".png")
+    if options.report not in (None, PRINTED):
+        check_output(Path(options.report), ".json")
     picture = preprocess(open_picture(options.picture), _matte(options))
     family = _with_loras(load_family(options.weights), settings, options)
     with Progress() as progress:
@@ -47,8 +51,11 @@ def run(options: argparse.Namespace) -> None:
     if preview is not None:
         write_whole(options.preview, preview)
         print(f"Preview  {options.preview}")
-    if options.report:
+    if options.report == PRINTED:
         print(asset.report.to_text())
+    elif options.report is not None:
+        write_whole(options.report, asset.report.to_json().encode())
+        print(f"Report   {options.report}")
 
 
 def read_settings(options: argparse.Namespace) -> GenerationSettings:
@@ -79,12 +86,8 @@ def check_output(path: Path, suffix: str) -> None:
 
 def draw_preview(asset: Asset, ctx: RunContext, size: int = 768) -> bytes:
     """A picture of the finished asset, as PNG."""
-    surface = Surface(asset.base_color.numpy(), asset.metallic_roughness.numpy())
-    vertices, normals = (z_up_to_y_up(v).numpy() for v in (asset.vertices, asset.normals))
-    uvs = asset.uvs.numpy()
-    pixels = render(vertices, asset.faces.numpy(), normals=normals, uvs=uvs, surface=surface, size=size, ctx=ctx)
     buffer = BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
+    Image.fromarray(draw_asset(asset, size=size, ctx=ctx)).save(buffer, "PNG")
     return buffer.getvalue()
 
 

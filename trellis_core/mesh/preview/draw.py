@@ -44,11 +44,15 @@ class Surface:
     Attributes:
         base_color: uint8 [h, w, 3 or 4] sRGB texture, the fourth channel opacity.
         metallic_roughness: uint8 [h, w, 3] texture, G roughness and B metalness as in glTF.
+        normal_map: uint8 [h, w, 3] tangent-space texture; `render` needs tangents for it.
+        occlusion: whether the red channel of `metallic_roughness` is ambient occlusion.
         metallic, roughness: factors 0..1 where there is no texture.
     """
 
     base_color: np.ndarray | None = None
     metallic_roughness: np.ndarray | None = None
+    normal_map: np.ndarray | None = None
+    occlusion: bool = False
     metallic: float = 0.0
     roughness: float = 0.6
 
@@ -59,6 +63,7 @@ def render(
     *,
     normals: np.ndarray | None = None,
     uvs: np.ndarray | None = None,
+    tangents: np.ndarray | None = None,
     surface: Surface = Surface(),
     vertex_colors: np.ndarray | None = None,
     camera: Camera = Camera(),
@@ -72,6 +77,7 @@ def render(
         vertices: float [V, 3], any scale and place; faces: int [F, 3], both sides are drawn.
         normals: float [V, 3]; None shades smoothly but keeps edges sharper than `CREASE`.
         uvs: float [V, 2] for the textures of `surface`, repeating outside 0..1.
+        tangents: float [V, 4] as in glTF, for the normal map of `surface`.
         vertex_colors: float [V, 3 or 4] in 0..1, sRGB; used where there is no base colour texture.
         background: sRGB, or None for a transparent one.
 
@@ -83,7 +89,7 @@ def render(
     width = size * OVERSAMPLING
     canvas = np.zeros((width * width, 4), np.float32)
     if len(faces):
-        scene = _Scene(vertices, faces, normals, camera, width)
+        scene = _Scene(vertices, faces, normals, tangents, camera, width)
         paint = _Paint(surface, faces, uvs, vertex_colors, scene.screen)
         for number, layer in enumerate(visible_layers(scene.screen, scene.nearness, faces, width)):
             ctx.check()
@@ -100,7 +106,13 @@ class _Scene:
     """The mesh in the studio frame: y up, turned with the camera's azimuth, its bounding sphere the unit sphere."""
 
     def __init__(
-        self, vertices: np.ndarray, faces: np.ndarray, normals: np.ndarray | None, camera: Camera, width: int
+        self,
+        vertices: np.ndarray,
+        faces: np.ndarray,
+        normals: np.ndarray | None,
+        tangents: np.ndarray | None,
+        camera: Camera,
+        width: int,
     ) -> None:
         self.faces, self.width = faces, width
         azimuth, elevation = np.radians((camera.azimuth, camera.elevation))
@@ -114,6 +126,10 @@ class _Scene:
         self.points = exact.astype(np.float32)
         corner_normals = _corner_normals(vertices, faces) if normals is None else np.asarray(normals, np.float64)[faces]
         self.corner_normals = (corner_normals @ turn.T).astype(np.float32)
+        self.corner_tangents = self.handed = None
+        if tangents is not None:
+            self.corner_tangents = (np.asarray(tangents, np.float64)[faces, :3] @ turn.T).astype(np.float32)
+            self.handed = np.asarray(tangents, np.float32)[faces[:, 0], 3]
         self.flat_normals = _face_normals(exact, faces).astype(np.float32)
 
         half_view = np.radians(camera.fov) / 2
@@ -148,7 +164,7 @@ class _Paint:
     ) -> None:
         self.surface, self.faces = surface, faces
         self.uvs = None if uvs is None else np.asarray(uvs, np.float64)
-        self.color = self.rough_metal = self.vertex_colors = None
+        self.color = self.material = self.vertex_colors = self.tilts = None
         if self.uvs is not None and surface.base_color is not None:
             texture = _shrunk(surface.base_color, self.uvs[faces], screen[faces])
             self.color = np.concatenate([_LINEAR[texture[..., :3]], texture[..., 3:] / np.float32(255)], axis=-1)
@@ -157,10 +173,17 @@ class _Paint:
             self.vertex_colors = np.concatenate([decode_srgb(colors[:, :3]), colors[:, 3:]], axis=1)
         if self.uvs is not None and surface.metallic_roughness is not None:
             texture = _shrunk(surface.metallic_roughness, self.uvs[faces], screen[faces])
-            self.rough_metal = texture[..., 1:3] / np.float32(255)
+            self.material = texture / np.float32(255)
+        if self.uvs is not None and surface.normal_map is not None:
+            texture = _shrunk(surface.normal_map, self.uvs[faces], screen[faces])
+            self.tilts = texture / np.float32(127.5) - np.float32(1)
 
-    def at(self, face: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Linear base colour [N, 3], opacity, metalness and roughness [N] at weights [N, 3] in faces [N]."""
+    def tilt(self, face: np.ndarray, weights: np.ndarray) -> np.ndarray | None:
+        """What the normal map says [N, 3], if there is one."""
+        return None if self.tilts is None else _bilinear(self.tilts, _blend(self.uvs[self.faces[face]], weights))
+
+    def at(self, face: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Linear base colour [N, 3], opacity, metalness, roughness and openness [N] at weights [N, 3] in faces [N]."""
         corners = self.faces[face]
         uv = None if self.uvs is None else _blend(self.uvs[corners], weights)
         if self.color is not None:
@@ -170,12 +193,12 @@ class _Paint:
         else:
             color = np.full((len(face), 3), GREY, np.float32)
         opacity = color[:, 3] if color.shape[1] == 4 else np.ones(len(face), np.float32)
-        if self.rough_metal is not None:
-            roughness, metallic = _bilinear(self.rough_metal, uv).T
+        if self.material is not None:
+            openness, roughness, metallic = _bilinear(self.material, uv).T
         else:
-            factors = self.surface.roughness, self.surface.metallic
-            roughness, metallic = (np.full(len(face), factor, np.float32) for factor in factors)
-        return color[:, :3], opacity, metallic, roughness
+            factors = 1.0, self.surface.roughness, self.surface.metallic
+            openness, roughness, metallic = (np.full(len(face), factor, np.float32) for factor in factors)
+        return color[:, :3], opacity, metallic, roughness, openness if self.surface.occlusion else np.ones_like(openness)
 
 
 def _draw(canvas: np.ndarray, scene: _Scene, paint: _Paint, layer: Layer) -> None:
@@ -186,14 +209,14 @@ def _draw(canvas: np.ndarray, scene: _Scene, paint: _Paint, layer: Layer) -> Non
     position = _blend(scene.points[corners], weights)
     to_eye = scene.eye.astype(np.float32) - position
     view = _unit(to_eye)
-    normal = _facing(scene, layer.face, weights, view)
-    color, opacity, metallic, roughness = paint.at(layer.face, weights)
+    normal = _facing(scene, layer.face, weights, view, paint.tilt(layer.face, weights))
+    color, opacity, metallic, roughness, openness = paint.at(layer.face, weights)
 
     key = scene.key_shadow.visible(position + 0.02 * normal, 0.03, 0.012, tap_set(layer.pixel, scene.width))
     tilt = scene.tilt.T.astype(np.float32)
     sky = open_sky(-to_eye @ tilt, normal @ tilt, layer.pixel, scene.width, scene.focal)
     above_floor = np.exp(-(position[:, 1] - scene.floor.height) / 0.15)
-    sky = sky * (1 - 0.45 * above_floor * (0.5 - 0.5 * normal[:, 1]))
+    sky = np.minimum(sky, openness) * (1 - 0.45 * above_floor * (0.5 - 0.5 * normal[:, 1]))
     radiance = tone_map(shade(normal, view, color, metallic, roughness, key, sky.astype(np.float32)))
     share = ((1 - canvas[layer.pixel, 3]) * opacity)[:, None]
     canvas[layer.pixel] += share * np.concatenate([radiance, np.ones_like(share)], axis=1)
@@ -250,9 +273,13 @@ def _face_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     return np.cross(b - a, c - a)
 
 
-def _facing(scene: _Scene, face: np.ndarray, weights: np.ndarray, view: np.ndarray) -> np.ndarray:
-    """Shading normals float32 [N, 3] on the side of the surface that the viewer sees."""
+def _facing(scene: _Scene, face: np.ndarray, weights: np.ndarray, view: np.ndarray, tilt: np.ndarray | None) -> np.ndarray:
+    """Shading normals float32 [N, 3] on the side of the surface that the viewer sees, tilted [N, 3] in tangent space."""
     normal = _unit(_blend(scene.corner_normals[face], weights))
+    if tilt is not None and scene.corner_tangents is not None:
+        tangent = _unit(_blend(scene.corner_tangents[face], weights))
+        bitangent = _unit(np.cross(normal, tangent)) * scene.handed[face, None]
+        normal = _unit(tilt[:, :1] * tangent + tilt[:, 1:2] * bitangent + tilt[:, 2:] * normal)
     flat = scene.flat_normals[face]
     side = np.where((dot(normal, flat) >= 0) == (dot(flat, view) >= 0), 1, -1).astype(np.float32)
     normal = normal * side[:, None]
