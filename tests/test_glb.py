@@ -167,6 +167,15 @@ def test_what_cannot_be_saved_is_said_and_leaves_nothing(tmp_path: Path, monkeyp
     assert old.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.glb"]
 
 
+def test_a_file_too_large_for_the_format_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = len(sample())
+    monkeypatch.setattr("trellis_core.mesh.glb.LIMIT", limit)
+    assert len(sample()) == limit
+    monkeypatch.setattr("trellis_core.mesh.glb.LIMIT", limit - 1)
+    with pytest.raises(InputError, match="a GLB can hold 4.2"):
+        sample()
+
+
 def test_a_read_only_folder_is_an_error_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
