@@ -153,8 +153,7 @@ class Networks:
         self._held.append(patcher)
         try:
             model = patcher.model
-            itemsize = getattr(model, "dtype", torch.float32).itemsize
-            needed = activation_bytes(model.params, rows, itemsize)
+            needed = activation_bytes(model.params, rows, getattr(model, "dtype", torch.float32))
             mm.load_models_gpu(list(self._held), memory_required=needed)  # all that are in use, lest one drives another out
             _bring_along(model, ctx.device)
             ctx.report(1.0)

@@ -18,7 +18,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of 16 rows, so that a few hundred voxels make many."""
     for module in ("sparse.conv", "vae.blocks"):
         monkeypatch.setattr(f"trellis_core.{module}.ROW_BLOCK", 16)
-    monkeypatch.setattr("trellis_core.vae.blocks.CHUNK_BYTES", 1)
+    monkeypatch.setattr("trellis_core.vae.blocks.CHUNK_BYTES", {False: 1, True: 1})
     monkeypatch.setattr("trellis_core.vae.sparse_unet.OUTPUT_ROWS", 16)
 
 

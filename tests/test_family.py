@@ -9,9 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.tiny_family import CONFIGS, RESOLUTIONS, make_family, random_tensors
-from trellis_core.errors import InputError, OutOfBudgetError, WeightsError
+from trellis_core.errors import InputError, WeightsError
 from trellis_core.family import Family, Normalization, Route, load_family
-from trellis_core.run import RunContext
 from trellis_core.weights import IMAGE_ENCODER
 
 
@@ -89,16 +88,6 @@ def test_roles_of_a_route_in_the_order_of_use(root: Path) -> None:
     assert [r for r in family.roles(family.route(1536)) if "flow_model_" in r] == [
         "shape_slat_flow_model_512", "shape_slat_flow_model_1024", "tex_slat_flow_model_1024",
     ]  # fmt: skip
-
-
-def test_budget_names_the_network_that_does_not_fit(root: Path) -> None:
-    family = load_family(root)
-    route = family.route(512)
-    sizes = {role: family.networks[role].memory() for role in family.roles(route)}
-    largest = max(sizes, key=lambda role: sizes[role])
-    family.check_budget(route, RunContext(memory_budget=sizes[largest]))
-    with pytest.raises(OutOfBudgetError, match=largest):
-        family.check_budget(route, RunContext(memory_budget=sizes[largest] - 1))
 
 
 def test_nothing_there(tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--matting", action="store_true", help="cut the subject out with the rembg package; fetches its network once"
     )
     generate.add_argument("--device", default="cpu", help="where networks compute: cpu, cuda, mps (default: cpu)")
-    generate.add_argument("--memory-budget", type=float, metavar="GB", help="refuse networks that take more than this")
+    generate.add_argument("--memory-budget", type=float, metavar="GB", help="make it fit into so much memory, or refuse")
+    generate.add_argument("--plan", action="store_true", help="say what memory this would take, and stop")
     lora_options.add_generate_options(generate)
     _add_settings(generate.add_argument_group("settings"), GenerationSettings)
 

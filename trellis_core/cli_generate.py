@@ -22,6 +22,7 @@ from .image.matting import key_plain_background, load_rembg
 from .image.preprocess import Matte, open_picture, preprocess
 from .lora.source import default_folders, loras_of
 from .lora.stack import place
+from .memory import plan_run
 from .mesh.asset import Asset
 from .mesh.glb import write_whole
 from .mesh.preview.asset import draw_asset
@@ -42,6 +43,10 @@ def run(options: argparse.Namespace) -> None:
         check_output(Path(options.report), ".json")
     picture = preprocess(open_picture(options.picture), _matte(options))
     family = _with_loras(load_family(options.weights), settings, options)
+    if options.plan:
+        budget = RunContext(_device(options.device), memory_budget=_budget(options))
+        print(plan_run(family, settings, budget).text())
+        return
     with Progress() as progress:
         ctx = RunContext(_device(options.device), memory_budget=_budget(options), on_progress=progress)
         asset = stages.generate(family, picture, settings, cropped=True, ctx=ctx)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from . import published
 from .compatibility import check_together
-from .errors import InputError, OutOfBudgetError, WeightsError
+from .errors import InputError, WeightsError
 from .lora.apply import Use, applied
 from .repackaged import find_networks
 from .run import QUIET, RunContext
@@ -167,18 +167,6 @@ class Family:
         shapes = [f"shape_slat_flow_model_{key}" for key in (route.low, route.model) if key]
         texture = f"tex_slat_flow_model_{route.model}"
         return (IMAGE_ROLE, *CORE_ROLES[:2], *shapes, CORE_ROLES[2], texture, CORE_ROLES[3])
-
-    def check_budget(self, route: Route, ctx: RunContext) -> None:
-        """Raise `OutOfBudgetError` if the largest network of the route does not fit the context's memory budget."""
-        if ctx.memory_budget is None:
-            return
-        sizes = {role: self.networks[role].memory(ctx) for role in self.roles(route)}
-        role = max(sizes, key=lambda r: sizes[r])
-        if sizes[role] > ctx.memory_budget:
-            raise OutOfBudgetError(
-                f"The network {role} takes {sizes[role] / 1e9:.2f} GB, the budget is {ctx.memory_budget / 1e9:.2f} GB. "
-                "Raise the budget, use a smaller dtype, or smaller weights."
-            )
 
 
 def load_family(name_or_path: str | Path, ctx: RunContext = QUIET, *, also: Sequence[Path] = ()) -> Family:

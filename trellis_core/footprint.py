@@ -1,42 +1,125 @@
-"""How much memory a network's forward pass takes beside its weights, judged from its parameters and its input's size."""
+"""How much memory a network's forward pass takes beside its weights, from its parameters and its input's size.
+
+Transformers and dense decoders are run on the meta device, where tensors have sizes and no content, and metered; what a
+sparse decoder takes follows from the rows of its levels.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
-from .flow.transformer import FlowParams
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+from .flow.attention import Batch
+from .flow.context import Kept, Tokens
+from .flow.prepared import KEPT_BYTES, PAIR_ROWS
+from .flow.transformer import FlowParams, FlowTransformer
 from .image.dino import DinoV3Params
+from .peak import PeakMeter
+from .sparse.conv import PATCH_BYTES
+from .vae.blocks import CHUNK_BYTES
 from .vae.sparse_unet import SparseUnetVaeDecoderParams
-from .vae.structure import SparseStructureDecoderParams
+from .vae.structure import SparseStructureDecoder, SparseStructureDecoderParams
 
-TRANSFORMER = 16
-"""Copies of the stream that live at once in a block: its input, q, k, v, the four-fold hidden layer, float32 norms."""
-SPARSE_UNET = 12
-"""The same for a ConvNeXt block: its input, the float32 norm, the four-fold hidden layer."""
-DENSE_UNET = 6
-"""The same for a dense residual block."""
+MOST_CONTEXT = 4101
+"""Tokens of the largest picture that a published network looks at."""
+IMAGE_COPIES = 16
+"""Copies of the stream that live at once in a block of the image encoder: q, k, v, the four-fold hidden layer, float32."""
+GROWTH = 4.2
+"""Voxels of a surface per voxel of the next coarser level (measured: 4.0 to 4.3)."""
+MAP_ROW = 27 * 4 * 3 + 16 + 40
+"""Bytes a row of a level: neighbour table, its second form and that one's making, coordinates, the plan that made it."""
 
 
-def activation_bytes(params: Any, rows: int, itemsize: int) -> int:
+def activation_bytes(params: Any, rows: int, dtype: torch.dtype, frugal: bool = False) -> int:
     """Peak bytes of activations.
 
     Args:
         params: of a flow transformer, of the image encoder or of a decoder.
         rows: tokens or latent voxels of all samples together; for the image encoder its input pixels.
-        itemsize: bytes per number of the torso.
+        dtype: of the torso.
+        frugal: see `RunContext`.
 
     Returns:
         An estimate on the safe side; 0 for other params.
     """
     if isinstance(params, FlowParams):
-        return rows * params.model_channels * itemsize * TRANSFORMER
+        return _flow_bytes(params, rows, dtype, frugal)
     if isinstance(params, DinoV3Params):
-        return rows // params.patch_size**2 * params.hidden_size * itemsize * TRANSFORMER
+        return rows // params.patch_size**2 * params.hidden_size * dtype.itemsize * IMAGE_COPIES
     if isinstance(params, SparseUnetVaeDecoderParams):
-        # A surface: each doubling of the grid makes about four voxels of one.
-        widest = max(channels * 4**level for level, channels in enumerate(params.model_channels))
-        return rows * widest * itemsize * SPARSE_UNET
+        return sparse_decoder_bytes(params, level_rows(params, rows), dtype, frugal)
     if isinstance(params, SparseStructureDecoderParams):
-        widest = max(channels * 8**level for level, channels in enumerate(params.channels))
-        return rows * widest * itemsize * DENSE_UNET
+        return _dense_decoder_bytes(params, dtype) * rows
     return 0
+
+
+def level_rows(params: SparseUnetVaeDecoderParams, rows: int) -> list[int]:
+    """Expected voxels on every level of a sparse decoder that starts from `rows` latent voxels."""
+    return [round(rows * GROWTH**level) for level in range(len(params.model_channels))]
+
+
+def _flow_bytes(params: FlowParams, rows: int, dtype: torch.dtype, frugal: bool) -> int:
+    per_row, per_context = _flow_slopes(params, dtype)
+    kept = 0
+    if not frugal:
+        rows *= 2 if rows <= PAIR_ROWS else 1
+        kept = min(KEPT_BYTES, 2 * MOST_CONTEXT * params.model_channels * params.num_blocks * dtype.itemsize)
+    return round(per_row * rows + per_context * MOST_CONTEXT + kept)
+
+
+@lru_cache
+@torch.no_grad()
+def _flow_slopes(params: FlowParams, dtype: torch.dtype) -> tuple[float, float]:
+    """Bytes per token and per context token of one layer; a forward pass holds one layer's activations at a time."""
+    model = FlowTransformer(replace(params, num_blocks=1), device="meta", dtype=dtype)
+    peaks = []
+    for rows, context in ((4096, 64), (8192, 64), (4096, 4096)):
+        batch, seen = Batch((rows,)), Batch((context,))
+        positions = torch.zeros(1, rows, 3, dtype=torch.int32, device="meta")
+        x = torch.zeros(1, rows, params.in_channels, device="meta")
+        with PeakMeter() as meter, FusedAttention():
+            tokens = Tokens(seen, torch.zeros(1, context, params.cond_channels, dtype=dtype, device="meta"))
+            mod = model.modulation(torch.zeros(1, device="meta"))
+            model.velocity(x, model.layout(positions, batch), mod, tokens)
+        peaks.append(meter.peak)
+    return (peaks[1] - peaks[0]) / 4096, max(0.0, (peaks[2] - peaks[0]) / 4032)
+
+
+class FusedAttention(TorchFunctionMode):
+    """Attention as fused kernels do it: nothing is made but the result."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention:
+            return torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+@lru_cache
+@torch.no_grad()
+def _dense_decoder_bytes(params: SparseStructureDecoderParams, dtype: torch.dtype) -> float:
+    """Bytes per latent voxel."""
+    model, side = SparseStructureDecoder(params, device="meta", dtype=dtype), 8
+    with PeakMeter() as meter:
+        model(torch.zeros(1, params.latent_channels, side, side, side, device="meta"))
+    return meter.peak / side**3
+
+
+def sparse_decoder_bytes(params: SparseUnetVaeDecoderParams, rows: list[int], dtype: torch.dtype, frugal: bool = False) -> int:
+    """Peak of a sparse decoder with these rows on its levels, coarse to fine, working in chunks (see `vae.blocks`)."""
+    size, chunk = dtype.itemsize, CHUNK_BYTES[frugal]
+    peaks = []
+    for level, (count, channels) in enumerate(zip(rows, params.model_channels, strict=True)):
+        stream = count * channels * size
+        work = min(chunk, count * channels * 16) * 2 + min(PATCH_BYTES, 27 * stream)
+        maps = count * MAP_ROW
+        peaks.append(3 * stream + work + maps)  # input, its padded copy, output
+        if level + 1 < len(rows):
+            fine = rows[level + 1] * params.model_channels[level + 1] * size
+            maps += rows[level + 1] * MAP_ROW
+            peaks.append(max(3 * stream + fine, stream + 3 * fine) + work + maps)
+    return max(peaks)

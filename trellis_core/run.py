@@ -20,6 +20,7 @@ class RunContext:
         device: where networks compute. Results always come back on the CPU.
         dtype: torso dtype of the networks; None keeps what the checkpoint's config says where the device is fast in it.
         memory_budget: bytes the run may use, None for no limit.
+        frugal: trade some speed for memory: no context kept between steps, guided branches one by one, small chunks.
         on_progress: called with (fraction of the whole run in 0..1, name of the step).
         is_cancelled: polled often; True makes the next `report` or `check` raise `Cancelled`.
     """
@@ -27,6 +28,7 @@ class RunContext:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype | None = None
     memory_budget: int | None = None
+    frugal: bool = False
     on_progress: Report | None = None
     is_cancelled: Callable[[], bool] | None = None
     _span: tuple[float, float] = (0.0, 1.0)

@@ -23,6 +23,7 @@ from .flow.prepared import prepare_slat, prepare_structure
 from .flow.sampler import flow_schedule, sample
 from .image.dino import image_to_pixels
 from .image.preprocess import Matte, preprocess
+from .memory import plan_run, recovering
 from .mesh.dual_grid import dual_grid_to_mesh
 from .run import QUIET, RunContext
 from .settings import LORA_FIELDS, GenerationSettings, resolve_seed
@@ -139,18 +140,22 @@ def sample_structure(
     side = family.networks[role].args["resolution"]
     with family.network(role, ctx.part(0.0, LOADED), samples * side**3) as flow:
         noise = torch.randn(samples, flow.params.in_channels, side, side, side, generator=generator)
-        ready = prepare_structure(flow, tokens, flow_schedule(params.steps, params.rescale_t))
-        z = sample(
-            ready,
-            noise.to(ctx.device),
-            params,
-            cond=ready.cond,
-            neg=ready.neg,
-            both=ready.both,
-            sigma_min=sampler.sigma_min,
-            ctx=ctx.part(LOADED, 0.9),
-            on_step=watch and (lambda i, x, x0: watch(Estimate("structure", i + 1, params.steps, x0))),
-        )
+
+        def walk(ctx: RunContext) -> Tensor:
+            ready = prepare_structure(flow, tokens, flow_schedule(params.steps, params.rescale_t), ctx)
+            return sample(
+                ready,
+                noise.to(ctx.device),
+                params,
+                cond=ready.cond,
+                neg=ready.neg,
+                both=ready.both,
+                sigma_min=sampler.sigma_min,
+                ctx=ctx,
+                on_step=watch and (lambda i, x, x0: watch(Estimate("structure", i + 1, params.steps, x0))),
+            )
+
+        z = recovering(ctx.part(LOADED, 0.9), walk)
     with family.network("sparse_structure_decoder", ctx.part(0.9, 0.95), samples * side**3) as decoder:
         grid = family.scales[route.start].structure_grid
         coords = active_voxels(decoder(z), grid).cpu().contiguous()
@@ -251,13 +256,13 @@ def decode(
     """
     coords = shape.coords.to(ctx.device)
     with family.network("shape_slat_decoder", ctx.part(0.0, 0.1), len(coords)) as decoder:
-        decoding = decoder(shape.feats.to(ctx.device), coords, ctx=ctx.part(0.1, 0.45))
+        decoding = recovering(ctx.part(0.1, 0.45), lambda c: decoder(shape.feats.to(c.device), coords, ctx=c))
         heads = [head.cpu() for head in dual_grid_heads(decoding.raw, decoder.params.voxel_margin)]
     attrs, voxels = None, decoding.coords.cpu()
     if texture is not None:
         with family.network("tex_slat_decoder", ctx.part(0.45, 0.55), len(coords)) as decoder:
-            painting = ctx.part(0.55, 0.9)
-            raw, _ = decoder(texture.feats.to(ctx.device), coords, decoding.subdivisions, ctx=painting)
+            guides, feats = decoding.subdivisions, texture.feats.to(ctx.device)
+            raw, _ = recovering(ctx.part(0.55, 0.9), lambda c: decoder(feats, coords, guides, ctx=c))
         attrs = 0.5 * raw.float().cpu() + 0.5
     pairs = []
     for index in range(shape.samples):
@@ -311,7 +316,9 @@ def generate(
     on the family, unless it has LoRAs already (see `lora.stack.place`).
     """
     route = family.route(settings.resolution, settings.cascade)
-    family.check_budget(route, ctx)
+    if ctx.memory_budget is not None:
+        plan = plan_run(family, settings, ctx)
+        settings, ctx = plan.settings, plan.ctx
     if not family.loras and any(getattr(settings, name) for name in LORA_FIELDS):
         from .lora.source import loras_of
         from .lora.stack import place
@@ -358,19 +365,23 @@ class _Sampling:
         with self.family.network(f"{kind}_slat_flow_model_{scale}", ctx.part(0, LOADED), len(coords)) as flow:
             width = flow.params.in_channels - (0 if known is None else known.shape[1])
             noise = torch.randn(len(coords), width, generator=self.generator)
-            ready = prepare_slat(flow, rows, tokens, flow_schedule(params.steps, params.rescale_t), beside)
-            return sample(
-                ready,
-                noise.to(ctx.device),
-                params,
-                cond=ready.cond,
-                neg=ready.neg,
-                both=ready.both,
-                sigma_min=sampler.sigma_min,
-                ctx=ctx.part(LOADED, 1.0),
-                sample_rows=rows[:, 0].long(),
-                on_step=self.watch and (lambda i, x, x0: self._show(i + 1, params.steps, x0, rows, grid)),
-            ).cpu()
+
+            def walk(ctx: RunContext) -> Tensor:
+                ready = prepare_slat(flow, rows, tokens, flow_schedule(params.steps, params.rescale_t), beside, ctx)
+                return sample(
+                    ready,
+                    noise.to(ctx.device),
+                    params,
+                    cond=ready.cond,
+                    neg=ready.neg,
+                    both=ready.both,
+                    sigma_min=sampler.sigma_min,
+                    ctx=ctx,
+                    sample_rows=rows[:, 0].long(),
+                    on_step=self.watch and (lambda i, x, x0: self._show(i + 1, params.steps, x0, rows, grid)),
+                ).cpu()
+
+            return recovering(ctx.part(LOADED, 1.0), walk)
 
     def _show(self, step: int, steps: int, estimate: Tensor, coords: Tensor, grid: int) -> None:
         norm = self.family.shape_norm if self.stage == "shape" else self.family.texture_norm

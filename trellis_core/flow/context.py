@@ -47,7 +47,8 @@ class Kept:
 
     @classmethod
     def of(cls, model: FlowTransformer, tokens: Tokens) -> Kept:
-        return cls(tokens.batch, tuple(block.cross_attn.keys_values(tokens.rows) for block in model.blocks))
+        pairs = (block.cross_attn.keys_values(tokens.rows) for block in model.blocks)
+        return cls(tokens.batch, tuple((k.contiguous(), v.contiguous()) for k, v in pairs))  # a view would hold both twice
 
     @staticmethod
     def bytes(model: FlowTransformer, rows: int) -> int:

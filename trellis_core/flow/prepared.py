@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..run import QUIET, RunContext
 from .attention import Batch
 from .context import Both, Context, Kept, Nothing
 from .slat import SLatFlowModel
@@ -42,10 +43,11 @@ class PreparedFlow:
     unfold: Callable[[Tensor], Tensor]
     modulations: dict[float, Tensor]
     pair: tuple[Layout, Context] | None
+    ctx: RunContext
 
     def __call__(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
         """x as the network takes it, t float32 [B] one of the prepared times in all samples -> velocity like x."""
-        return self.unfold(self.model.velocity(self.fold(x), self.layout, self._modulation(t), context))
+        return self.unfold(self.model.velocity(self.fold(x), self.layout, self._modulation(t), context, self.ctx))
 
     @property
     def both(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
@@ -55,7 +57,7 @@ class PreparedFlow:
     def _both(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         layout, context = self.pair
         tokens = self.fold(x)
-        v = self.model.velocity(torch.cat((tokens, tokens)), layout, self._modulation(torch.cat((t, t))), context)
+        v = self.model.velocity(torch.cat((tokens, tokens)), layout, self._modulation(torch.cat((t, t))), context, self.ctx)
         first, second = v.chunk(2)
         return self.unfold(first), self.unfold(second)
 
@@ -64,15 +66,22 @@ class PreparedFlow:
 
 
 @torch.no_grad()
-def prepare_structure(model: SparseStructureFlowModel, cond: Tensor, times: Sequence[float]) -> PreparedFlow:
+def prepare_structure(
+    model: SparseStructureFlowModel, cond: Tensor, times: Sequence[float], ctx: RunContext = QUIET
+) -> PreparedFlow:
     """For cubes [B, C, R, R, R] with cond [B, L, Cc], at these times in 0..1."""
     layout = model.layout_of(len(cond), cond.device)
-    return _prepare(model, layout, cond, times, model.fold, model.unfold)
+    return _prepare(model, layout, cond, times, model.fold, model.unfold, ctx)
 
 
 @torch.no_grad()
 def prepare_slat(
-    model: SLatFlowModel, coords: Tensor, cond: Tensor, times: Sequence[float], known: Tensor | None = None
+    model: SLatFlowModel,
+    coords: Tensor,
+    cond: Tensor,
+    times: Sequence[float],
+    known: Tensor | None = None,
+    ctx: RunContext = QUIET,
 ) -> PreparedFlow:
     """For rows [T, C] on coords int32 [T, 4] with cond [B, L, Cc]; `known` [T, Cs] goes beside the channels of the rows."""
     layout = model.layout_of(coords, len(cond))
@@ -80,7 +89,7 @@ def prepare_slat(
     def fold(rows: Tensor) -> Tensor:
         return layout.batch.fold(rows if known is None else torch.cat((rows, known), dim=1))
 
-    return _prepare(model, layout, cond, times, fold, lambda v: v.flatten(0, -2))
+    return _prepare(model, layout, cond, times, fold, lambda v: v.flatten(0, -2), ctx)
 
 
 def _prepare(
@@ -90,14 +99,17 @@ def _prepare(
     times: Sequence[float],
     fold: Callable[[Tensor], Tensor],
     unfold: Callable[[Tensor], Tensor],
+    ctx: RunContext,
 ) -> PreparedFlow:
     tokens = model.tokens(cond)
-    kept = Kept.of(model, tokens) if Kept.bytes(model, cond[..., 0].numel()) <= KEPT_BYTES else tokens
+    keep = not ctx.frugal and Kept.bytes(model, cond[..., 0].numel()) <= KEPT_BYTES
+    kept = Kept.of(model, tokens) if keep else tokens
     neg = Nothing.of(model)
     taus = torch.tensor(times, dtype=torch.float64).mul(1000).float()
     table = dict(zip(taus.tolist(), model.modulation(taus).split(1), strict=True))
-    pair = (_doubled(layout), Both(kept, neg)) if sum(layout.batch.lengths) <= PAIR_ROWS else None
-    return PreparedFlow(model, layout, kept, neg, fold, unfold, table, pair)
+    together = not ctx.frugal and sum(layout.batch.lengths) <= PAIR_ROWS
+    pair = (_doubled(layout), Both(kept, neg)) if together else None
+    return PreparedFlow(model, layout, kept, neg, fold, unfold, table, pair, ctx)
 
 
 def _doubled(layout: Layout) -> Layout:

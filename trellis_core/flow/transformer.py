@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..run import QUIET, RunContext
 from .attention import Batch
 from .block import ModulatedTransformerCrossBlock, Phases
 from .context import Context, Tokens
@@ -142,13 +143,14 @@ class FlowTransformer(nn.Module):
             cond = torch.stack(tuple(cond)) if batch.is_even else torch.cat(tuple(cond))
         return Tokens(batch, cond.to(self.dtype))
 
-    def velocity(self, x: Tensor, layout: Layout, mod: Tensor, context: Context) -> Tensor:
+    def velocity(self, x: Tensor, layout: Layout, mod: Tensor, context: Context, ctx: RunContext = QUIET) -> Tensor:
         """Velocity float32 [..., Cout] of the folded tokens x float32 [..., Cin]; `mod` [B, ...] as of `modulation`."""
         h = self.input_layer(x)
         if layout.added is not None:
             h = h + layout.added
         h = h.to(self.dtype)
         for index, block in enumerate(self.blocks):
+            ctx.check()
             seen = partial(context.seen, block, index, queries=layout.batch)
             h = block(h, mod, layout.batch, layout.phases, seen)
         return self.out_layer(self.out_norm(h.float()))

@@ -118,7 +118,7 @@ def _reorder(table: Tensor, order: Tensor) -> Tensor:
     """The table of rows in key order, for the rows as they stand: row order[k] is the k-th in key order."""
     rank = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
     named = torch.cat([order.int(), order.new_tensor([-1], dtype=torch.int32)])  # -1 indexes the last entry: itself
-    return named[table.index_select(1, rank).long()]
+    return torch.stack([named[row.index_select(0, rank).long()] for row in table])  # by rows: int64 is large
 
 
 def _block(table: Tensor, start: int) -> TapBlock:

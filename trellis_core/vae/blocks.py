@@ -29,19 +29,13 @@ def _affine_norm(norm: nn.Module, x: Tensor) -> Tensor:
     return norm(x.float()).to(x.dtype)
 
 
-CHUNK_BYTES = 128 << 20
-"""Size of the widest intermediate that a chunk of rows makes, in float32."""
+CHUNK_BYTES = {False: 128 << 20, True: 16 << 20}
+"""Size of the widest intermediate that a chunk of rows makes, in float32; by whether the run is frugal."""
 
 
-def chunk_rows(channels: int, dtype: torch.dtype) -> int:
+def chunk_rows(channels: int, frugal: bool) -> int:
     """Rows of this width that make a chunk, a multiple of ROW_BLOCK."""
-    itemsize = torch.promote_types(dtype, torch.float32).itemsize
-    return max(1, CHUNK_BYTES // (channels * itemsize * ROW_BLOCK)) * ROW_BLOCK
-
-
-def _chunks(x: Tensor) -> Iterator[slice]:
-    step = chunk_rows(x.shape[1], x.dtype)
-    return (slice(start, start + step) for start in range(0, len(x), step))
+    return max(1, CHUNK_BYTES[frugal] // (channels * 4 * ROW_BLOCK)) * ROW_BLOCK
 
 
 def zeroed(layer: nn.Module) -> nn.Module:
@@ -77,7 +71,7 @@ class SparseConvNeXtBlock3d(nn.Module):
     def in_chunks(self, x: Tensor, nmap: NeighborMap, ctx: RunContext) -> Tensor:
         """`forward` without gradient, its wide inner rows a chunk at a time."""
         out = torch.empty_like(x)
-        for rows, h in self.conv.chunks(x, nmap, chunk_rows(4 * x.shape[1], x.dtype)):
+        for rows, h in self.conv.chunks(x, nmap, chunk_rows(4 * x.shape[1], ctx.frugal)):
             ctx.check()
             torch.add(x[rows], self.mlp(_affine_norm(self.norm, h)), out=out[rows])
         return out
@@ -132,10 +126,10 @@ class SparseResBlockC2S3d(_ResampleBlock):
         The plan's fine rows must follow their parents' order, as those of `split_plan` do.
         """
         entered = torch.empty_like(x)
-        for rows in _chunks(x):
-            entered[rows] = self._enter(x[rows])
+        for part, entry in zip(x.split(step := chunk_rows(self.channels, ctx.frugal)), entered.split(step), strict=True):
+            entry.copy_(self._enter(part))
         h = x.new_empty(len(plan.coords), self.out_channels)
-        for rows, wide in self.conv1.chunks(entered, coarse, chunk_rows(8 * self.out_channels, x.dtype)):
+        for rows, wide in self.conv1.chunks(entered, coarse, chunk_rows(8 * self.out_channels, ctx.frugal)):
             ctx.check()
             ends = plan.parent_row.new_tensor([rows.start, rows.stop])
             start, stop = torch.searchsorted(plan.parent_row, ends).tolist()
@@ -144,7 +138,7 @@ class SparseResBlockC2S3d(_ResampleBlock):
         del entered
         eighths, repeats = x.reshape(len(x) * 8, -1), self.out_channels * 8 // self.channels
         out = torch.empty_like(h)
-        for rows, left in self.conv2.chunks(h, plan.neighbors, chunk_rows(self.out_channels, x.dtype)):
+        for rows, left in self.conv2.chunks(h, plan.neighbors, chunk_rows(self.out_channels, ctx.frugal)):
             ctx.check()
             skip = eighths.index_select(0, plan.slot[rows]).repeat_interleave(repeats, dim=1)
             torch.add(left, skip, out=out[rows])

@@ -1,0 +1,156 @@
+"""What a run will take, stage by stage, before it starts; and how to make it fit a budget (spec F 4, C 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+
+from .errors import OutOfBudgetError
+from .family import IMAGE_ROLE, Family, Route
+from .footprint import activation_bytes
+from .run import RunContext
+from .settings import GenerationSettings
+
+TOKENS_PER_CELL = 2.4
+"""Latent voxels of a usual object per square of the grid's side: 2,200 at 32, 9,600 at 64 (spec F 4)."""
+MARGIN = 1.07
+"""What allocators and kernels take beside the tensors."""
+FEWEST_TOKENS = 4096
+"""A token limit below this would not leave an object of any detail."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One network's turn: `rows` as `footprint.activation_bytes` counts, bytes of its weights and of its activations."""
+
+    role: str
+    rows: int
+    weights: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return round((self.weights + self.activations) * MARGIN)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that fits: its steps, and the context and the settings to run it with."""
+
+    steps: tuple[Step, ...]
+    ctx: RunContext
+    settings: GenerationSettings
+
+    @property
+    def peak(self) -> int:
+        """Bytes; networks take turns, so it is that of the largest step."""
+        return max(step.total for step in self.steps)
+
+    def text(self) -> str:
+        """A table for people."""
+        lines = [f"{'network':32} {'rows':>10} {'weights':>9} {'work':>9} {'together':>9}   (GB)"]
+        for s in self.steps:
+            parts = "".join(f" {size / 1e9:9.2f}" for size in (s.weights, s.activations, s.total))
+            lines.append(f"{s.role:32} {s.rows:10,}{parts}")
+        how = "saving memory" if self.ctx.frugal else "at full speed"
+        lines.append(f"Peak {self.peak / 1e9:.2f} GB, {how}, at most {self.settings.max_num_tokens:,} tokens.")
+        return "\n".join(lines)
+
+
+def plan_run(family: Family, settings: GenerationSettings, ctx: RunContext, samples: int = 1, tokens: int | None = None) -> Plan:
+    """Choose how to run within the context's memory budget; the mesh work after the networks is planned by itself.
+
+    Args:
+        samples: objects at once.
+        tokens: latent voxels of one object at the final resolution if they are known; else those of a usual object.
+
+    Raises:
+        OutOfBudgetError: not even the most frugal way fits; says what would.
+    """
+    route = family.route(settings.resolution, settings.cascade)
+    for frugal in (ctx.frugal, True):
+        plan = _plan(family, settings, route, replace(ctx, frugal=frugal), samples, tokens)
+        if ctx.memory_budget is None or plan.peak <= ctx.memory_budget:
+            return plan
+    limit = settings.max_num_tokens
+    while route.low and tokens is None and limit > FEWEST_TOKENS:  # a cascade lowers its resolution to obey the limit
+        limit = max(FEWEST_TOKENS, limit * 3 // 4)
+        fewer = settings.model_copy(update={"max_num_tokens": limit})
+        plan = _plan(family, fewer, route, plan.ctx, samples, tokens)
+        if plan.peak <= ctx.memory_budget:
+            return plan
+    raise OutOfBudgetError(_refusal(family, settings, plan, samples))
+
+
+def _plan(family: Family, settings: GenerationSettings, route: Route, ctx: RunContext, samples: int, tokens: int | None) -> Plan:
+    start, target = family.scales[route.start], family.scales[route.target]
+    coarse = round(TOKENS_PER_CELL * start.structure_grid**2) * samples
+    fine = tokens or round(TOKENS_PER_CELL * target.structure_grid**2)
+    fine = (min(fine, settings.max_num_tokens) if route.low else fine) * samples
+    steps = []
+    for role in family.roles(route):
+        rows = fine
+        if role == IMAGE_ROLE:
+            rows = max(family.scales[key].image_size for key in (512, route.start, route.model)) ** 2
+        elif role.startswith("sparse_structure"):
+            rows = samples * family.networks["sparse_structure_flow_model"].args["resolution"] ** 3
+        elif role == f"shape_slat_flow_model_{route.low}":
+            rows = coarse
+        network = family.networks[role].build(ctx)
+        dtype = getattr(network, "dtype", torch.float32)
+        steps.append(Step(role, rows, _size(network), activation_bytes(network.params, rows, dtype, ctx.frugal)))
+    return Plan(tuple(steps), ctx, settings)
+
+
+def _size(network: torch.nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in network.state_dict().values())
+
+
+def _refusal(family: Family, settings: GenerationSettings, plan: Plan, samples: int) -> str:
+    worst, budget = max(plan.steps, key=lambda step: step.total), plan.ctx.memory_budget
+    text = (
+        f"Resolution {settings.resolution} takes {plan.peak / 1e9:.2f} GB when saving memory, the budget is "
+        f"{budget / 1e9:.2f} GB. Most is taken by {worst.role}: {worst.weights / 1e9:.2f} GB of weights, "
+        f"{worst.activations / 1e9:.2f} GB of work."
+    )
+    for resolution in sorted((r for r in family.resolutions if r < settings.resolution), reverse=True):
+        smaller = settings.model_copy(update={"resolution": resolution})
+        if _plan(family, smaller, family.route(resolution), plan.ctx, samples, None).peak <= budget:
+            return f"{text} Resolution {resolution} would fit."
+    if samples > 1:
+        return f"{text} Make fewer objects at once, or raise the budget."
+    return f"{text} Raise the budget, or use smaller weights or a smaller dtype."
+
+
+def recovering(ctx: RunContext, work: Callable[[RunContext], T]) -> T:
+    """Do `work`; if the device runs out of memory, do it once more in the frugal way.
+
+    Raises:
+        OutOfBudgetError: there is not enough memory for the frugal way either.
+    """
+    try:
+        return work(ctx)
+    except torch.OutOfMemoryError:
+        if ctx.frugal:
+            raise OutOfBudgetError(_EXHAUSTED) from None
+    _forget(ctx)
+    try:
+        return work(replace(ctx, frugal=True))
+    except torch.OutOfMemoryError as error:
+        raise OutOfBudgetError(_EXHAUSTED) from error
+
+
+_EXHAUSTED = (
+    "The device ran out of memory, also when saving it. Something else may be using it; close that, choose a lower "
+    "resolution, or lower max_num_tokens."
+)
+
+
+def _forget(ctx: RunContext) -> None:
+    if ctx.device.type == "cuda":
+        torch.cuda.empty_cache()
