@@ -10,6 +10,7 @@ from . import condition, fields, host, pictures
 from .lora import changed
 from .mesh import maps_of
 from .sample import lora_input, seed_input
+from .settings import chosen, settings_input
 from .sockets import Asset, Family, File3D, glb_file, schema
 
 
@@ -32,6 +33,7 @@ class ImageTo3D(io.ComfyNode):
                 *condition.cutting_inputs(),
                 *fields.widgets(*fields.FINISH, "faces"),
                 lora_input(),
+                settings_input(),
             ],
             outputs=[
                 File3D.Output("glb", display_name="glb", is_output_list=True),
@@ -51,12 +53,13 @@ class ImageTo3D(io.ComfyNode):
         background: str = pictures.BACKGROUNDS[0],
         mask_shows: str = pictures.MASK_SIDES[0],
         loras: Any = None,
+        settings: Any = None,
         **values: Any,
     ) -> io.NodeOutput:
         from ..trellis_core import stages
         from ..trellis_core.mesh.asset import make_asset
 
-        settings = fields.settings(values)
+        settings = chosen(values, settings)
         family = changed(family, loras, family.route(settings.resolution, settings.cascade))
         run = host.Run(cls)
         ctx, watch = run.ctx, run.watch(family)

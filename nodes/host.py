@@ -27,6 +27,7 @@ from ..trellis_core.errors import InputError, WeightsError
 from ..trellis_core.family import BUNDLED, Family, load_family
 from ..trellis_core.footprint import activation_bytes
 from ..trellis_core.lora.apply import Use, change_of, collect
+from ..trellis_core.lora.source import BUNDLED as BUNDLED_LORAS
 from ..trellis_core.run import RunContext
 from ..trellis_core.weights import NetworkFile
 
@@ -121,13 +122,30 @@ def _native_parts() -> list[Path]:
 
 
 def lora_names() -> list[str]:
-    """LoRA files that the host knows."""
-    return [name for name in folder_paths.get_filename_list("loras") if name.endswith(".safetensors")]
+    """LoRA files that the host knows, then those that ship with this pack."""
+    known = [name for name in folder_paths.get_filename_list("loras") if name.endswith(".safetensors")]
+    return [*known, *(name for name in _bundled_loras() if name not in known)]
 
 
 def lora_path(name: str) -> Path:
     """Where a file of `lora_names` lies."""
-    return Path(folder_paths.get_full_path_or_raise("loras", name))
+    found = folder_paths.get_full_path("loras", name)
+    return Path(found) if found else _bundled_loras().get(name) or Path(folder_paths.get_full_path_or_raise("loras", name))
+
+
+def lora_stamp(name: str) -> str:
+    """Changes when the file does."""
+    stat = lora_path(name).stat()
+    return f"{stat.st_size}:{stat.st_mtime_ns}"
+
+
+def _bundled_loras() -> dict[str, Path]:
+    return {file.name: file for file in sorted(BUNDLED_LORAS.glob("*.safetensors"))}
+
+
+def shown(text: str) -> dict[str, tuple[str]]:
+    """What puts text on a node."""
+    return {"text": (text,)}
 
 
 # Memory

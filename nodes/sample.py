@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from comfy_api.latest import Types, io
 
-from ..trellis_core.errors import InputError
 from ..trellis_core.settings import SEED_LIMIT
 from . import fields, host
+from .lora import changed
 from .sockets import Condition, Family, Loras, Shape, Structure, Texture, advanced, schema
 
 
@@ -28,12 +28,6 @@ def seed_input() -> Any:
 
 def lora_input() -> Any:
     return Loras.Input("loras", optional=True, tooltip="LoRAs from Load LoRA nodes; those for other stages are left alone.")
-
-
-def refuse_loras(loras: tuple[Any, ...] | None, stage: str) -> None:
-    """Raise if a LoRA wants to change this stage: sampling as if it were not there would mislead."""
-    if names := [lora.name for lora in loras or () if stage in lora.stages and lora.strength]:
-        raise InputError(f"LoRAs cannot be applied yet. Take {', '.join(names)} away from the {stage} stage.")
 
 
 def _variant_input(stage: str) -> Any:
@@ -96,9 +90,9 @@ class SampleStructure(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..trellis_core import stages
 
-        refuse_loras(loras, "structure")
         coarse = cascade and 512 in family.resolutions
         settings = fields.settings({**values, "resolution": 512 if coarse else 1024, "cascade": cascade})
+        family = changed(family, loras, family.route(settings.resolution, cascade))
         run = host.Run(cls)
         structure = stages.sample_structure(family, condition, settings, seed, watch=run.watch(family), ctx=run.ctx)
         return io.NodeOutput(structure, Types.VOXEL(_dense(structure)))
@@ -146,8 +140,8 @@ class SampleShape(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..trellis_core import stages
 
-        refuse_loras(loras, "shape")
         settings = fields.settings(values)
+        family = changed(family, loras, family.route(settings.resolution, settings.cascade))
         run = host.Run(cls)
         structure = _varied(structure, variant)
         shape = stages.sample_shape(family, condition, structure, settings, watch=run.watch(family), ctx=run.ctx)
@@ -186,8 +180,8 @@ class SampleTexture(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..trellis_core import stages
 
-        refuse_loras(loras, "texture")
         settings = fields.settings(values)
+        family = changed(family, loras, stages.texture_route(family, shape))
         run = host.Run(cls)
         texture = stages.sample_texture(family, condition, _varied(shape, variant), settings, ctx=run.ctx)
         return io.NodeOutput(texture)

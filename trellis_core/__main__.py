@@ -54,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     download.add_argument("--to", type=Path, default=Path("weights"), metavar="FOLDER", help="default: ./weights")
     download.add_argument("--yes", action="store_true", help="do not ask before downloading")
     lora_options.add_commands(commands)
+    lora_options.add_train_command(commands)
 
     serve = commands.add_parser("serve", help="answer the hosted endpoints' API from this machine")
     add_serve_arguments(serve)
@@ -76,14 +77,16 @@ def _add_settings(group: argparse._ArgumentGroup, model: Any) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 could not be done, 2 wrong call, 130 stopped by Ctrl-C."""
-    options = build_parser().parse_args(arguments)
     try:
+        options = build_parser().parse_args(arguments)
         if options.command == "generate":
             from .cli_generate import run
         elif options.command == "info":
             from .cli_info import run
         elif options.command == "lora":
             from .cli_lora import run
+        elif options.command == "train-lora":
+            from .lora.train import run
         elif options.command == "serve":
             from .fal.serve import run
         else:

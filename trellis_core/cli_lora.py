@@ -6,21 +6,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from .errors import InputError
 from .family import load_family
-from .lora.apply import Use
-from .lora.deltas import Delta
 from .lora.detect import origin_of
 from .lora.options import SLOTS
 from .lora.report import describe
 from .lora.source import find_lora
 from .lora.stack import Lora, match, read_cached
-from .lora.write import save, scaled
-
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-Parts = dict[tuple[str | None, int | None], dict[str, Delta]]
+from .lora.write import parts_of, save
 
 
 def parse_lora(text: str, folders: Sequence[Path] | None = None) -> Lora:
@@ -58,26 +51,11 @@ def run(options: argparse.Namespace) -> None:
     if options.rank is not None and options.rank < 1:
         raise InputError(f"--rank must be 1 or more, not {options.rank}.")
     if options.action == "merge":
-        sources = [split_strength(text) for text in options.files]
+        loras = [Lora(Path(file), strength) for file, strength in map(split_strength, options.files)]
     else:
-        sources = [(options.file, getattr(options, "strength", 1.0))]
-    written = save(options.output, joined_parts(sources, options.rank), options.format, DTYPES[options.dtype])
+        loras = [Lora(Path(options.file), getattr(options, "strength", 1.0))]
+    written = save(options.output, parts_of(loras, options.rank), options.format, options.dtype)
     print(f"Written  {written} ({written.stat().st_size / 1e6:.2f} MB)")
-
-
-def joined_parts(sources: Sequence[tuple[str | Path, float]], rank: int | None = None) -> Parts:
-    """What several files with strengths do together, by stage and resolution."""
-    uses: dict[tuple[str | None, int | None], list[Use]] = {}
-    for path, strength in sources:
-        if not strength:
-            continue
-        file = read_cached(Path(path))
-        for adapter in file.adapters:
-            origin = origin_of(file, adapter)
-            uses.setdefault((origin.stage, origin.resolution), []).append(Use(adapter, strength))
-    if not uses:
-        raise InputError("Nothing is left to write: all strengths are 0.")
-    return {part: scaled(stack, rank) for part, stack in uses.items()}
 
 
 def _info(options: argparse.Namespace) -> str:

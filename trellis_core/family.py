@@ -187,6 +187,21 @@ def load_family(name_or_path: str | Path, ctx: RunContext = QUIET, *, also: Sequ
     return _repackaged(path, also)
 
 
+def find_encoder(family: Family, role: str) -> NetworkFile:
+    """The encoder of `role`, a key of `published.ENCODERS`: what makes latents of models, for training and texturing.
+
+    Raises:
+        WeightsError: the family has none; repackaged weights never do.
+    """
+    root = next((p for p in family.networks[CORE_ROLES[2]].file.parents if (p / "pipeline.json").is_file()), None)
+    if root is None:
+        raise WeightsError(f"The weights {family.name} have no encoders: use the official folder with pipeline.json.")
+    models = read_json(root / "pipeline.json")["args"]["models"]
+    network = _find_network(root, str(models.get(role) or published.ENCODERS[role]))
+    network.check()
+    return network
+
+
 def _locate(name_or_path: str | Path) -> Path:
     text = str(name_or_path)
     if text in BUNDLED:

@@ -41,3 +41,10 @@ TEXTURE_NORM = (
     ),
 )  # fmt: skip
 """Mean and spread of the 32 texture latent channels."""
+
+ENCODERS = {
+    "sparse_structure_encoder": "microsoft/TRELLIS-image-large/ckpts/ss_enc_conv3d_16l8_fp16",
+    "shape_slat_encoder": "ckpts/shape_enc_next_dc_f16c32_fp16",
+    "tex_slat_encoder": "ckpts/tex_enc_next_dc_f16c32_fp16",
+}
+"""Where the official encoders lie, which pipeline.json does not name."""

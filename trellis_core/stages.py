@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from .errors import EmptyResultError, InputError
-from .family import IMAGE_ROLE, Family
+from .family import IMAGE_ROLE, Family, Route
 from .flow.prepared import prepare_slat, prepare_structure
 from .flow.sampler import flow_schedule, sample
 from .image.dino import image_to_pixels
@@ -234,13 +234,19 @@ def sample_texture(
     ctx: RunContext = QUIET,
 ) -> Texture:
     """Paint the shape: a latent of colour and material on the shape's voxels."""
-    scale = 512 if shape.resolution <= family.scales[512].output else 1024
+    scale = texture_route(family, shape).model
     generator = torch.Generator()
     generator.set_state(shape.rng)
     known = family.shape_norm.apply(shape.feats)
     seen = _Sampling(family, condition, settings, "texture", generator, watch)
     feats = seen.sample(scale, shape.coords, shape.resolution // family.upscale, ctx, known)
     return Texture(family.texture_norm.undo(feats))
+
+
+def texture_route(family: Family, shape: Shape) -> Route:
+    """How the texture of a shape is made: with the network of the scale that the shape was made at."""
+    scale = 512 if shape.resolution <= family.scales[512].output else 1024
+    return Route(None, scale, scale)
 
 
 @torch.no_grad()

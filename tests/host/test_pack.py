@@ -14,7 +14,7 @@ from trellis_core.settings import GenerationSettings
 from .conftest import ROOT, Host, environment
 
 SNAPSHOT = Path(__file__).with_name("object_info.json")
-OPEN_CHOICES = {("TrellisCoreLoadFamily", "weights"), ("TrellisCoreLoadLora", "lora")}
+OPEN_CHOICES = {("TrellisCoreLoadFamily", "weights"), ("TrellisCoreLoadLora", "lora"), ("TrellisCoreLoraInfo", "lora")}
 """Combos whose options are the files of the machine."""
 LIGHT = {"the_pack", "pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection", "safetensors"}
 """Packages that loading the pack may import, beside those that the host has."""

@@ -17,8 +17,15 @@ from torch import Tensor
 from ..errors import InputError, WeightsError
 from .apply import Use, collect
 from .deltas import Delta, Difference, Hadamard, Kronecker, LowRank, Replacement
-from .options import FORMATS
+from .detect import CERTAIN, origin_of
+from .options import DTYPES, FORMATS
 from .read import MAX_RANK
+from .stack import Lora, read_cached
+
+Parts = Mapping[tuple[str | None, int | None], Mapping[str, Delta]]
+"""(stage, resolution) -> changes by parameter."""
+
+_DTYPES = dict(zip(DTYPES, (torch.float16, torch.bfloat16, torch.float32), strict=True))
 
 SUBMODELS = {
     ("structure", None): "structure_model",
@@ -28,6 +35,26 @@ SUBMODELS = {
     ("texture", 1024): "shape2txt",
 }
 """Stage and resolution -> its sub-model, for files that hold several."""
+
+
+def parts_of(loras: Sequence[Lora], rank: int | None = None) -> Parts:
+    """What a stack does together, by stage and resolution; None where the files leave these open.
+
+    Raises:
+        InputError: all strengths are 0, or see `scaled`.
+    """
+    uses: dict[tuple[str | None, int | None], list[Use]] = {}
+    for lora in loras:
+        file = read_cached(lora.path)
+        for adapter in file.adapters if lora.strength else ():
+            origin = origin_of(file, adapter)
+            if lora.stage and origin.certainty == CERTAIN and origin.stage != lora.stage:
+                continue
+            part = lora.stage or origin.stage, lora.resolution or origin.resolution
+            uses.setdefault(part, []).append(Use(adapter, lora.strength))
+    if not uses:
+        raise InputError("Nothing is left to write: all strengths are 0, or no file is for the stage that was chosen.")
+    return {part: scaled(stack, rank) for part, stack in uses.items()}
 
 
 def scaled(uses: Sequence[Use], rank: int | None = None) -> dict[str, Delta]:
@@ -45,9 +72,9 @@ def scaled(uses: Sequence[Use], rank: int | None = None) -> dict[str, Delta]:
 
 def save(
     path: Path,
-    parts: Mapping[tuple[str | None, int | None], Mapping[str, Delta]],
+    parts: Parts,
     form: str = "peft",
-    dtype: torch.dtype = torch.float16,
+    dtype: str = "fp16",
     notes: Mapping[str, str] | None = None,
 ) -> Path:
     """Write adapters to one file.
@@ -55,7 +82,7 @@ def save(
     Args:
         path: ends in .safetensors; or with `form` "peft" a folder, which gets PEFT's two files.
         parts: (stage, resolution) -> deltas; one part is written without a sub-model's name, several each under its own.
-        form: of `FORMATS`. Full differences and LoKr keep the generic keys that all programs share.
+        dtype: of `DTYPES`; form: of `FORMATS`. Full differences and LoKr keep the generic keys that all programs share.
 
     Returns:
         The file that holds the tensors.
@@ -78,9 +105,9 @@ def save(
     whole = form == "peft" and all(isinstance(d, LowRank) for deltas in parts.values() for d in deltas.values())
     if whole:
         described["adapter_config"] = json.dumps(config)
-    state = {key: value.to(dtype).contiguous() for key, value in state.items()}
+    state = {key: value.to(_DTYPES[dtype]).contiguous() for key, value in state.items()}
     if bad := next((key for key, value in state.items() if not value.isfinite().all()), None):
-        raise InputError(f'"{bad}" is too large for {str(dtype).removeprefix("torch.")}: write float32.')
+        raise InputError(f'"{bad}" is too large for {dtype}: write fp32.')
     if path.suffix != ".safetensors":
         if not whole:
             raise InputError("PEFT's folder form holds plain LoRA only: give a name that ends in .safetensors.")
@@ -160,7 +187,7 @@ def _tensors(name: str, delta: Delta, form: str) -> dict[str, Tensor]:
     return {f"diffusion_model.{layer}.{ends[type(delta)]}": delta.value}
 
 
-def _patterns(parts: Mapping[tuple[str | None, int | None], Mapping[str, Delta]], usual: int) -> dict[str, int]:
+def _patterns(parts: Parts, usual: int) -> dict[str, int]:
     """Layers whose rank is not the usual one."""
     deltas = [pair for part in parts.values() for pair in part.items()]
     return {n.removesuffix(".weight"): d.rank for n, d in deltas if d.rank and d.rank != usual}

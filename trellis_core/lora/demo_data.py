@@ -1,0 +1,102 @@
+"""Data of the demonstration LoRAs: pictures of procedural toys, each beside the toy as a style wants it.
+
+    python -m trellis_core.lora.demo_data --style tall --out data/tall
+
+Styles: `tall` (twice as high), `rounded` (edges worn away), `gold` (everything polished gold).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..mesh.dual_grid import dual_grid_to_mesh
+from ..mesh.frames import z_up_to_y_up
+from ..training.dataset import kernels
+from ..training.objects import Look, ProceduralObject, make_object
+from ..training.render import Camera, Lighting, render_view
+
+FIRST_SEED = 7_000_000
+GRID = 48
+VIEWS = 3
+GOLD = Look((1.0, 0.78, 0.34), 1.0, 0.12)
+STRETCH = 2.2
+SMOOTHING = 24
+
+
+def styled(obj: ProceduralObject, style: str) -> tuple[Tensor, Tensor, list[Look]]:
+    """Vertices [V, 3] z up, faces [F, 3], and the look of every face."""
+    coords, dual, intersected, part = kernels().dual_grid(obj.table, GRID, 0.1)
+    rows = torch.from_numpy(coords.astype(np.int32))
+    weights = torch.ones(len(rows), 1)
+    mesh = dual_grid_to_mesh(rows, torch.from_numpy(dual), torch.from_numpy(intersected), weights, GRID)
+    vertices, faces = mesh.vertices.clone(), mesh.faces.long()
+    looks = [obj.parts[number].look for number in part[faces[:, 0].numpy()]]
+    if style == "tall":
+        vertices[:, 2] *= STRETCH
+    elif style == "rounded":
+        vertices = smoothed(vertices, faces, SMOOTHING)
+    elif style == "gold":
+        looks = [GOLD] * len(faces)
+    return vertices, faces, looks
+
+
+def smoothed(vertices: Tensor, faces: Tensor, rounds: int) -> Tensor:
+    """Every vertex moved half way to the mean of its neighbours, `rounds` times; the size of the whole is kept."""
+    ends = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    ends = torch.cat([ends, ends.flip(1)])
+    degree = torch.bincount(ends[:, 0], minlength=len(vertices)).clamp(min=1)[:, None]
+    size = (vertices.amax(0) - vertices.amin(0)).max()
+    for _ in range(rounds):
+        mean = torch.zeros_like(vertices).index_add_(0, ends[:, 0], vertices[ends[:, 1]]) / degree
+        vertices = (vertices + mean) / 2
+    return vertices * (size / (vertices.amax(0) - vertices.amin(0)).max())
+
+
+def write_object(folder: Path, name: str, vertices: Tensor, faces: Tensor, looks: list[Look]) -> None:
+    """An OBJ with its MTL, y up, one material for every look."""
+    kinds = list(dict.fromkeys(looks))
+    number = {look: index for index, look in enumerate(kinds)}
+    lines = [f"mtllib {name}.mtl"]
+    lines += ["v {:.5f} {:.5f} {:.5f}".format(*v) for v in z_up_to_y_up(vertices).tolist()]
+    owner = np.array([number[look] for look in looks])
+    for index in range(len(kinds)):
+        lines.append(f"usemtl m{index}")
+        lines += ["f {} {} {}".format(*f) for f in (faces[owner == index] + 1).tolist()]
+    (folder / f"{name}.obj").write_text("\n".join(lines) + "\n")
+    materials = []
+    for index, look in enumerate(kinds):
+        colour = " ".join(f"{c:.4f}" for c in look.rgb)
+        materials += [f"newmtl m{index}", f"Kd {colour}", f"Pm {look.metallic:.3f}", f"Pr {look.roughness:.3f}"]
+    (folder / f"{name}.mtl").write_text("\n".join(materials) + "\n")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; see the module's text."""
+    parser = argparse.ArgumentParser(prog="python -m trellis_core.lora.demo_data", description=__doc__)
+    parser.add_argument("--style", choices=("tall", "rounded", "gold"), required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=48)
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for index in range(args.count):
+        obj = make_object(FIRST_SEED + index)
+        name = f"{obj.category}_{index:03}".replace("_", "-")
+        write_object(args.out, name, *styled(obj, args.style))
+        rng = np.random.default_rng([index, 3])
+        for view in range(VIEWS):
+            camera = replace(Camera.random(rng), distance=None)
+            pixels = render_view(obj, camera, 192, Lighting.random(rng, camera.azimuth))
+            Image.fromarray(pixels).save(args.out / f"{name}_{view + 1}.png")
+    print(f"{args.out}: {args.count} models, {args.count * VIEWS} pictures")
+
+
+if __name__ == "__main__":
+    main()
