@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import compileall
+import importlib
 import importlib.util
 import json
 import sys
@@ -23,10 +24,8 @@ def main() -> None:
     import comfy.options
 
     comfy.options.enable_args_parsing()
-    import comfy.weight_adapter
-    import comfy_api.latest
-    import nodes  # noqa: F401  # as in a host that has started
-
+    for name in ("comfy.weight_adapter", "comfy_api.latest", "nodes"):  # as in a host that has started
+        importlib.import_module(name)
     known = set(sys.modules)
     for folder in ("nodes", "trellis_core"):
         compileall.compile_dir(PACK / folder, quiet=1)
