@@ -23,13 +23,29 @@ SETTINGS = {
     "Comfy.Notification.ShowVersionUpdates": False,
     "Comfy.Minimap.Visible": False,
 }
-FOREIGN = ("user.css", "userdata", "ERR_NAME_NOT_RESOLVED", "ERR_INTERNET_DISCONNECTED", "favicon")
-"""What the stock editor itself complains of without a network and without any pack."""
+FOREIGN = ("user.css", "userdata", "ERR_NAME_NOT_RESOLVED", "ERR_INTERNET_DISCONNECTED", "favicon", "at onChange")
+NO_CORE_TEMPLATES = ("/templates/index", "core workflow templates", "AxiosError")
+"""What the stock editor itself complains of without a network and without any pack; the last one: a setting of its own
+that is read before there is a graph. And the host's own templates, which scripts/host.sh does not install."""
 
 PATIENCE = 300_000
 """Milliseconds that anything in the page may take on a busy machine."""
 
+PACK = "trellis2-core"
+"""The folder of the pack on the host, which is its name in the template browser."""
+
 VIEWER = ".trelliscore-viewer"
+
+COUNT_CONTEXTS = """(() => {
+    const own = HTMLCanvasElement.prototype.getContext, made = new Set();
+    HTMLCanvasElement.prototype.getContext = function (kind, ...more) {
+        const context = own.call(this, kind, ...more);
+        if (context && /webgl/.test(kind)) made.add(context);
+        return context;
+    };
+    window.liveWebGL = () => [...made].filter((context) => !context.isContextLost()).length;
+})()"""
+"""Before anything of the page runs: lets the page tell how many WebGL contexts are alive."""
 
 
 def chromium() -> str | None:
@@ -42,17 +58,20 @@ class Editor:
 
     def __init__(self, page: Any, url: str) -> None:
         self.page, self.url = page, url
+        self.nodes2 = False
         self.complaints: list[str] = []
+        page.add_init_script(COUNT_CONTEXTS)
         page.set_default_timeout(PATIENCE)
         page.on("console", lambda message: message.type == "error" and self._note(f"{message.text} {message.location}"))
         page.on("pageerror", lambda error: self._note(str(error.stack or error)))
 
     def _note(self, text: str) -> None:
-        if not any(word in text for word in FOREIGN):
+        if not any(word in text for word in (*FOREIGN, *NO_CORE_TEMPLATES)):
             self.complaints.append(text)
 
     def open(self, nodes2: bool, **settings: Any) -> None:
         """Load the page anew, with the classic canvas or Nodes 2.0."""
+        self.nodes2 = nodes2
         wanted = {**SETTINGS, "Comfy.VueNodes.Enabled": nodes2, **settings}
         reply = self.page.request.post(f"{self.url}/settings", data=json.dumps(wanted))
         assert reply.ok, reply.status
@@ -97,11 +116,11 @@ class Editor:
         )
         assert how == "success", how
 
-    def frame(self, node: int | str | None = None, margin: int = 40) -> None:
-        """Fit one node, or all, into the window."""
+    def frame(self, *nodes: int, margin: int = 40) -> None:
+        """Fit some nodes, or all, into the window."""
         self.page.evaluate(
-            """([id, margin]) => {
-                const nodes = id === null ? app.graph.nodes : [app.graph.getNodeById(id)];
+            """([ids, margin]) => {
+                const nodes = app.graph.nodes.filter((node) => !ids.length || ids.includes(node.id));
                 const [x0, y0, x1, y1] = [
                     Math.min(...nodes.map((n) => n.pos[0])), Math.min(...nodes.map((n) => n.pos[1] - 34)),
                     Math.max(...nodes.map((n) => n.pos[0] + n.size[0])), Math.max(...nodes.map((n) => n.pos[1] + n.size[1]))];
@@ -114,16 +133,67 @@ class Editor:
                 ds.offset[1] = (top + margin + (h - scale * (y1 - y0)) / 2) / scale - y0;
                 app.canvas.setDirty(true, true);
             }""",
-            [node, margin],
+            [nodes, margin],
         )
         self.page.wait_for_timeout(600)
 
-    def wait_for_model(self, nth: int = 0) -> None:
-        """Until a viewer has its model; the figures below it say so."""
-        self.page.wait_for_function(
-            """([viewer, nth]) => /triangle/.test(document.querySelectorAll(viewer + " .figures")[nth]?.textContent)""", arg=[VIEWER, nth]
+    def browse_templates(self) -> None:
+        """Open the template browser."""
+        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+        self.page.get_by_text(PACK, exact=True).wait_for()
+
+    def choose_pack(self) -> None:
+        """First click of a newcomer: the pack's name in the template browser."""
+        self.page.get_by_text(PACK, exact=True).click()
+        self.page.wait_for_timeout(1500)  # thumbnails fade in
+
+    def choose_template(self, name: str) -> None:
+        """Second click: a card."""
+        self.page.locator("img[alt]").first.wait_for()
+        self.page.get_by_text(name, exact=True).first.click()
+        self.page.wait_for_function("() => app.graph.nodes.some((node) => node.comfyClass?.startsWith('TrellisCore'))")
+        self.page.wait_for_timeout(1500)
+
+    def press_run(self) -> None:
+        """Third click."""
+        self.page.get_by_test_id("queue-button").or_(self.page.get_by_role("button", name="Run", exact=True)).first.click()
+
+    def boxes(self) -> dict[str, list[float]]:
+        """Places of the nodes as they are drawn, in the graph's own pixels: left, top, right, bottom."""
+        self.frame()
+        return self.page.evaluate(
+            """() => Object.fromEntries(app.graph.nodes.map((node) => {
+                const title = LiteGraph.NODE_TITLE_HEIGHT, [x, y] = node.pos, [w, h] = node.size;
+                const drawn = document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect();
+                const bottom = drawn ? y - title + drawn.height / app.canvas.ds.scale : y + h;
+                return [node.id, [x, y - title, x + w, bottom]];
+            }))"""
         )
-        self.page.wait_for_timeout(300)
+
+    def drag(self, right: int, down: int, nth: int = 0) -> None:
+        """Drag on a viewer's canvas, from its middle."""
+        box = self.page.locator(f"{VIEWER} canvas").nth(nth).bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        self.page.mouse.move(x, y)
+        self.page.mouse.down()
+        self.page.mouse.move(x + right, y + down, steps=5)
+        self.page.mouse.up()
+        self.page.wait_for_timeout(500)
+
+    def wait_for_contexts(self, count: int) -> None:
+        """Until so many WebGL contexts are alive."""
+        self.page.wait_for_function("(count) => liveWebGL() === count", arg=count)
+
+    def wait_for_model(self, count: int = 1) -> None:
+        """Until so many viewers have their models; the figures below each say so."""
+        self.page.wait_for_function(
+            """([viewer, count]) => {
+                const figures = [...document.querySelectorAll(viewer + " .figures")];
+                return figures.filter((line) => /triangle/.test(line.textContent)).length >= count;
+            }""",
+            arg=[VIEWER, count],
+        )
+        self.page.wait_for_timeout(500)  # it is drawn in the next frame
 
     def picture(self, nth: int = 0) -> np.ndarray:
         """What a viewer's canvas shows on the screen: float32 RGB [height, width, 3] in 0..1."""
