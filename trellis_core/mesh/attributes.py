@@ -10,7 +10,7 @@ from ..run import QUIET, RunContext
 from ..values import PbrVoxels
 from .lookup import BrickTable, find_rows_reference
 
-_POINTS = 1 << 18
+_POINTS = 1 << 16
 
 
 def sample_attributes(voxels: PbrVoxels, points: Tensor, *, nearest_if_empty: bool = True, ctx: RunContext = QUIET) -> Tensor:
@@ -69,7 +69,7 @@ def grid_sample_3d(
         raise InputError(f"Queries {tuple(query.shape)} do not fit coordinates {tuple(coords.shape)}: batch both or neither.")
     table = BrickTable.build(coords, shape)
     padded = torch.cat([feats.float(), feats.new_zeros(1, feats.shape[1]).float()])  # the row of what is not there
-    sampled = []
+    sampled = padded.new_empty(len(query), feats.shape[1])
     for start in range(0, len(query), _POINTS):
         ctx.report(start / len(query))
         points = query[start : start + _POINTS].float()
@@ -79,8 +79,9 @@ def grid_sample_3d(
             rows[empty, 0] = _nearest_voxel(coords, points[empty])
             weights[empty, 0] = 1
         rows = torch.where(rows < 0, len(feats), rows)
-        sampled.append(torch.nn.functional.embedding_bag(rows, padded, per_sample_weights=weights, mode="sum"))
-    return torch.cat(sampled) if sampled else padded[:0]
+        found = torch.nn.functional.embedding_bag(rows, padded, per_sample_weights=weights, mode="sum")
+        sampled[start : start + _POINTS] = found
+    return sampled
 
 
 def trilinear_corners(table: BrickTable, query: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,14 +90,13 @@ def trilinear_corners(table: BrickTable, query: Tensor) -> tuple[Tensor, Tensor]
     base = shifted.floor()
     after = shifted - base
     base = base.int()
-    rows, weights = [], []
-    for corner in range(8):
-        step = corner & 1, corner >> 1 & 1, corner >> 2 & 1
-        rows.append(table.find(*(base[:, axis] + step[axis] for axis in range(3))))
-        x, y, z = (after[:, axis] if step[axis] else 1 - after[:, axis] for axis in range(3))
-        weights.append(torch.where(rows[-1] < 0, 0.0, x * y * z))
-    weight = torch.stack(weights, 1)
-    return torch.stack(rows, 1), weight / weight.sum(1, keepdim=True).clamp(min=1e-12)
+    rows = table.find_corners(base)
+    (x0, y0, z0), (x1, y1, z1) = (1 - after).unbind(1), after.unbind(1)
+    area = [y0 * z0, y1 * z0, y0 * z1, y1 * z1]
+    weights = [(x1 if corner & 1 else x0) * area[corner >> 1] for corner in range(8)]
+    rows, weight = torch.stack(rows, 1), torch.stack(weights, 1)
+    weight *= rows >= 0
+    return rows, weight / weight.sum(1, keepdim=True).clamp(min=1e-12)
 
 
 def _own_cell(table: BrickTable, query: Tensor) -> tuple[Tensor, Tensor]:

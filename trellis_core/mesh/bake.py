@@ -63,7 +63,8 @@ def bake(
     position = Interpolator(corners, points)(texels, size)
     ctx.report(0.15)
     values = sample_attributes(voxels, position, ctx=ctx.part(0.15, 0.7, "bake"))
-    values = torch.nan_to_num(values).clamp_(0, 1)
+    del position
+    values.nan_to_num_().clamp_(0, 1)
     mode, see_through = decide_alpha(values[:, 5]) if len(values) else ("OPAQUE", 0.0)
     mode = alpha_mode or mode
     ctx.report(0.7)

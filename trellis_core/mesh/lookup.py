@@ -53,6 +53,24 @@ class BrickTable:
         brick, local = _split(axes, self.table_shape)
         return self.cells[self.bricks[brick].long() * _CELLS + local]
 
+    def find_corners(self, base: Tensor) -> list[Tensor]:
+        """Rows (int32 [P] each) of the eight voxels base + (0 or 1 per axis), x fastest, for int32 `base` [P, 3] in -2..size."""
+        bricks, locals_ = [], []
+        for axis, (size, stride, shift) in enumerate(zip(self.shape, self._strides, (6, 3, 0), strict=True)):
+            ends = [base[:, axis].clamp(-1, size), (base[:, axis] + 1).clamp(-1, size)]
+            bricks.append([((end >> 3) + 1) * stride for end in ends])
+            locals_.append([(end & 7) << shift for end in ends])
+        rows = []
+        for corner in range(8):
+            x, y, z = corner & 1, corner >> 1 & 1, corner >> 2
+            block = self.bricks.take((bricks[0][x] + bricks[1][y] + bricks[2][z]).long())
+            rows.append(self.cells.take(block.long() * _CELLS + (locals_[0][x] + locals_[1][y] + locals_[2][z])))
+        return rows
+
+    @property
+    def _strides(self) -> tuple[int, int, int]:
+        return self.table_shape[1] * self.table_shape[2], self.table_shape[2], 1
+
 
 def _split(axes: tuple[Tensor, ...] | list[Tensor], table_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Linear brick number and linear cell number inside the brick (both int64)."""
