@@ -13,7 +13,7 @@ const STYLE = `
 .trelliscore-viewer .bar :is(button, select):focus-visible { outline: 2px solid #6db3f2; }
 .trelliscore-viewer .bar button[aria-pressed="true"] { background: #2f6fb0; border-color: #6db3f2; }
 .trelliscore-viewer .bar .pager { display: flex; align-items: center; gap: 4px; margin-left: auto; }
-.trelliscore-viewer .figures { padding: 4px 8px; background: #1b1d21cc; color: #c3c8ce; font-variant-numeric: tabular-nums; }
+.trelliscore-viewer .figures { overflow: hidden; padding: 4px 8px; text-overflow: ellipsis; white-space: nowrap; background: #1b1d21cc; color: #c3c8ce; font-variant-numeric: tabular-nums; }
 .trelliscore-viewer .note { position: absolute; inset: 42px 16px 32px; display: grid; place-items: center; text-align: center; pointer-events: none; }
 .trelliscore-viewer [hidden] { display: none !important; }
 `;

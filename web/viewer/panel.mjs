@@ -89,7 +89,7 @@ export class Panel {
     parts.push(textures.length ? `${count(textures.length, "texture")} ${[...new Set(textures)].join(", ")}` : "no textures");
     parts.push(bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
     this.figures.textContent = parts.join(" · ");
-    this.figures.title = name;
+    this.figures.title = `${name}: ${this.figures.textContent}`;
     for (const option of this.view.options) option.disabled = Boolean(VIEWS[option.value].needsUv) && !hasUv;
     if (this.view.selectedOptions[0].disabled) this.view.value = "lit";
     this.look();
