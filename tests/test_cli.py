@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from tests.test_image import png_header
 from tests.tiny_family import CONFIGS, make_family, picture, random_tensors
 from trellis_core import download
 from trellis_core.__main__ import build_parser, main
@@ -195,6 +196,92 @@ def test_keyboard_interrupt_is_code_130(monkeypatch: pytest.MonkeyPatch, capsys:
     assert main(["info", "x"]) == 130
 
 
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def damage(root: Path, role: str, edit) -> Path:
+    """Change the tensors of a network on disk."""
+    file = root / "ckpts" / f"{role}.safetensors"
+    tensors = load_file(file)
+    edit(tensors)
+    save_file(tensors, file)
+    return root
+
+
+def test_bad_weights_found_late_leave_nothing(drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Numbers that are none show when a network is read; an empty result when it has run."""
+
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["output_layer.bias"][0] = float("nan")
+
+    def silence(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["out_layer.2.weight"].zero_()
+        tensors["out_layer.2.bias"].fill_(-1)
+
+    homes = tmp_path / "homes"
+    places = [make_family(homes / name) for name in ("nan", "void")]
+    damage(places[0], "tex_slat_decoder", spoil)
+    damage(places[1], "sparse_structure_decoder", silence)
+    before = left(tmp_path)
+    call = ["generate", drawn, "-o", tmp_path / "x.glb", "--preview", tmp_path / "x.png", "--seed=7", *FAST]
+    text = refused(capsys, *call, "--weights", places[0])
+    assert "tex_slat_decoder.safetensors" in text and '"output_layer.bias" holds NaN' in text
+    assert "came out empty" in refused(capsys, *call, "--weights", places[1])
+    assert left(tmp_path) == before
+
+
+@pytest.mark.usefixtures("no_network")
+def test_damaged_and_mixed_weights_are_refused_before_any_network_is_read(
+    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def call(weights: Path) -> str:
+        return refused(capsys, "generate", drawn, "-o", tmp_path / "x.glb", "--weights", weights)
+
+    cut = make_family(tmp_path / "cut")
+    file = cut / "ckpts" / "tex_slat_decoder.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+    text = call(cut)
+    assert "tex_slat_decoder.safetensors" in text and 'cut short: tensor "' in text
+    pickled = make_family(tmp_path / "pickled")
+    torch.save({}, pickled / "ckpts" / "shape_slat_decoder.safetensors")
+    assert "is a Python pickle" in call(pickled)
+    mixed = make_family(tmp_path / "mixed", sparse_structure_decoder={"latent_channels": 8})
+    assert "do not belong together" in call(mixed)
+    assert not (tmp_path / "x.glb").exists()
+
+
+@pytest.mark.parametrize(("name", "picture", "options"), [
+    ("grey16.png", Image.fromarray(np.full((40, 40), 30_000, np.uint16)), {}),
+    ("palette.png", Image.new("P", (40, 40), 3), {}),
+    ("cmyk.jpg", Image.new("CMYK", (40, 40), (0, 90, 90, 0)), {}),
+    ("moving.gif", Image.new("P", (40, 40), 3), {"save_all": True, "append_images": [Image.new("P", (40, 40), 9)]}),
+    ("moving.webp", Image.new("RGB", (40, 40), "red"), {"save_all": True, "append_images": [Image.new("RGB", (40, 40))]}),
+])  # fmt: skip
+@pytest.mark.usefixtures("no_network")
+def test_unusual_pictures_get_as_far_as_their_missing_cut_out(
+    name: str, picture: Image.Image, options: dict, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture.save(tmp_path / name, **options)
+    text = refused(capsys, "generate", tmp_path / name, "-o", tmp_path / "x.glb", "--weights", weights)
+    assert "transparent background" in text and left(tmp_path) == [name]
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_huge_picture_is_refused(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "huge.png").write_bytes(png_header(20_000, 20_000).getvalue())
+    text = refused(capsys, "generate", tmp_path / "huge.png", "-o", tmp_path / "x.glb", "--weights", weights)
+    assert "80 megapixels" in text and left(tmp_path) == ["huge.png"]
+
+
+def test_ctrl_c_before_the_work_is_code_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trellis_core.__main__.build_parser", stop)
+    assert main(["info", "x"]) == 130 and "Nothing was written" in capsys.readouterr().err
+
+
 def test_info_of_a_family(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(weights)]) == 0
     text = capsys.readouterr().out
@@ -250,6 +337,24 @@ def test_download_says_sizes_and_asks_first(
     assert main(["download", "--to", str(tmp_path)]) == 0
     assert [(name, folder) for name, _, folder in hub] == [(p.repository, tmp_path / p.folder) for p in download.PARTS]
     assert hub[1][1] == ["ckpts/ss_dec_conv3d_16l8_fp16.json"]
+
+
+def test_download_checks_the_room_and_says_how_to_go_on(
+    hub: list[tuple], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(free=8_900_000_000))
+    assert "9.00 GB are to come" in refused(capsys, "download", "--yes", "--to", tmp_path / "new")
+    here = tmp_path / "TRELLIS.2-4B" / "pipeline.json"
+    here.parent.mkdir()
+    here.touch()
+    assert main(["download", "--yes", "--to", str(tmp_path)]) == 0, "what is there already needs no room"
+
+    def lost(*_: object, **__: object) -> None:
+        raise ConnectionError("connection lost")
+
+    monkeypatch.setattr(sys.modules["huggingface_hub"], "snapshot_download", lost)
+    text = refused(capsys, "download", "--yes", "--to", tmp_path)
+    assert "microsoft/TRELLIS.2-4B cannot be fetched: connection lost" in text and "run the command again" in text
 
 
 def test_download_without_the_hub_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

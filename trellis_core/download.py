@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 from .errors import InputError, WeightsError
@@ -40,11 +45,13 @@ def run(options: argparse.Namespace) -> None:
         total += size
         print(f"{part.repository} ({part.licence}): {len(files)} files, {size / 1e9:.2f} GB")
     print(f"Together {total / 1e9:.2f} GB, into {options.to.resolve()}. Files that are there already are kept.")
+    _check_space(options.to, wanted)
     if not options.yes and not _agreed():
         print("Nothing was downloaded.")
         return
     for part, files in wanted:
-        hub.snapshot_download(part.repository, allow_patterns=sorted(files), local_dir=options.to / part.folder)
+        with _network_errors(part):
+            hub.snapshot_download(part.repository, allow_patterns=sorted(files), local_dir=options.to / part.folder)
     print(f"Done. Use it with --weights {options.to / PARTS[0].folder}")
 
 
@@ -56,15 +63,35 @@ def _hub() -> Any:
     return huggingface_hub
 
 
+@contextmanager
+def _network_errors(part: Part) -> Iterator[None]:
+    """Say in words what keeps a part from being fetched."""
+    kinds: tuple[type[Exception], ...] = (OSError, ValueError)  # what the hub's own errors derive from
+    if httpx := sys.modules.get("httpx"):  # the hub may speak through it, and lets its errors pass
+        kinds += (httpx.HTTPError,)
+    try:
+        yield
+    except kinds as error:
+        raise WeightsError(
+            f"{part.repository} cannot be fetched: {error}. What has arrived is kept: run the command again to go on. If "
+            "the repository asks for a licence, accept it on its page and log in with `hf auth login`."
+        ) from error
+
+
+def _check_space(folder: Path, wanted: Sequence[tuple[Part, Mapping[str, int]]]) -> None:
+    """Raise `InputError` if what is still missing does not fit on the disk of `folder`."""
+    places = ((folder / part.folder / name, size) for part, files in wanted for name, size in files.items())
+    needed = sum(size for path, size in places if not path.is_file())
+    home = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.is_dir())
+    free = shutil.disk_usage(home).free
+    if needed > free:
+        raise InputError(f"{needed / 1e9:.2f} GB are to come, {home} has room for {free / 1e9:.2f} GB: choose another --to.")
+
+
 def _files(hub: Any, part: Part) -> dict[str, int]:
     """Names and bytes of a part's files."""
-    try:
+    with _network_errors(part):
         listed = hub.HfApi().model_info(part.repository, files_metadata=True).siblings
-    except (OSError, ValueError) as error:  # what the hub's own errors derive from
-        raise WeightsError(
-            f"{part.repository} cannot be listed: {error}. If it asks for a licence, accept it on its page and log in "
-            "with `hf auth login`."
-        ) from error
     return {f.rfilename: f.size or 0 for f in listed if any(fnmatch(f.rfilename, p) for p in part.patterns)}
 
 

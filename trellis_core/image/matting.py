@@ -41,7 +41,7 @@ def load_rembg(model: str = "birefnet-general") -> Matte:
     """A matte from the optional `rembg` package, which fetches the named network on first use.
 
     Raises:
-        InputError: `rembg` is not installed.
+        InputError: `rembg` is not installed, or its network cannot be fetched.
     """
     try:
         from rembg import new_session, remove
@@ -50,7 +50,10 @@ def load_rembg(model: str = "birefnet-general") -> Matte:
             "Background removal needs the matting extra (pip install rembg onnxruntime). Without it use a picture whose"
             " background is transparent, or key a plain background."
         ) from None
-    session = new_session(model)
+    try:
+        session = new_session(model)
+    except (OSError, ValueError) as error:  # what its downloader and its registry of networks raise
+        raise InputError(f"The network {model} of rembg is not at hand and cannot be fetched: {error}.") from error
     return lambda picture: remove(picture, session=session).convert("RGBA")
 
 

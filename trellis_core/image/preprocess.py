@@ -7,7 +7,6 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import IO
 
 import numpy as np
