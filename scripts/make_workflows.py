@@ -48,6 +48,8 @@ NOTES = {
     "*Sample Texture* is 1: any other number paints another texture.",
     "batch": "# Several pictures at once\nA batch makes one model of each picture; leaf through them with the arrows on "
     "*Save GLB*. More pictures: more *Batch Images* nodes.",
+    "lora_styles": "# LoRAs\nEach *Load LoRA* changes the style of one stage: here the structure becomes tall and thin, the "
+    "texture polished gold. *strength* 0 leaves one out, negative turns it around. Your own files go into `models/loras`.",
 }
 WEIGHTS_NOTE = (
     "\n\n## Weights\n**mini** comes with the pack: a small toy model that shows the way on any computer. For full quality put the "
@@ -57,11 +59,12 @@ WEIGHTS_NOTE = (
     "[DINOv3](https://huggingface.co/facebook/dinov3-vitl16-pretrain-lvd1689m). The pack's README says what goes where."
 )
 
+OTHERS = "all that have no place of their own"
 GROUPS = {
     "1 · Picture and weights": ("#4a6a8c", ("LoadImage", "ImageBatch", "LoadFamily", "LoadLora", "ImageConditioner")),
     "2 · Shape": ("#6a5a8c", ("SampleStructure", "SampleShape")),
     "3 · Texture": ("#8a6a4a", ("SampleTexture",)),
-    "2 · Model": ("#6a5a8c", ("ImageTo3D",)),
+    "2 · Model": ("#6a5a8c", ("ImageTo3D", OTHERS)),
     "4 · Mesh and maps": ("#4a7a7a", ("Decode", "Remesh", "BakeTextures")),
     "5 · Result": ("#5a7a5a", ("SaveGLB", "AssetReport")),
 }
@@ -132,17 +135,19 @@ def _node(key: str, prompt: dict[str, Any], order: int, place: tuple[int, int], 
         "inputs": inputs,
         "outputs": [{"name": name, "type": type_, "links": []} for name, type_, *_ in schema["outputs"]],
         "properties": properties,
-        "widgets_values": _widget_values(kind, widgets, {n: schema["inputs"][n].get("default") for n in widgets} | values),
+        "widgets_values": _widget_values(kind, schema["inputs"], values),
     }
 
 
-def _widget_values(kind: str, widgets: list[str], values: dict[str, Any]) -> list[Any]:
+def _widget_values(kind: str, inputs: dict[str, Any], values: dict[str, Any]) -> list[Any]:
     """By position, as the editor stores them; a seed is followed by what happens to it after a run."""
     stored: list[Any] = []
-    for name in widgets:
-        stored.append(values[name])
-        if name == "seed":
-            stored.append("fixed")
+    for name, spec in inputs.items():
+        if spec["type"] in WIDGETS:
+            value = values.get(name, spec.get("default"))
+            stored.append(spec.get("default") if isinstance(value, list) else value)  # a linked widget keeps its default
+            if name == "seed":
+                stored.append("fixed")
     return [*stored, "image"] if kind == "LoadImage" else stored
 
 
@@ -184,9 +189,11 @@ def _places(prompt: dict[str, Any]) -> tuple[dict[str, tuple[int, int]], list[di
     """Groups beside each other; in each, a column for every step that one of its nodes waits for another."""
     places: dict[str, tuple[int, int]] = {}
     groups: list[dict[str, Any]] = []
+    homes = {kind: title for title, (_, kinds) in GROUPS.items() for kind in kinds}
     x = 0
-    for number, (title, (color, kinds)) in enumerate(GROUPS.items(), 1):
-        members = [key for key in prompt if prompt[key]["class_type"].removeprefix("TrellisCore") in kinds]
+    for title, (color, _) in GROUPS.items():
+        kinds = {key: prompt[key]["class_type"].removeprefix("TrellisCore") for key in prompt}
+        members = [key for key, kind in kinds.items() if homes.get(kind, homes[OTHERS]) == title]
         if not members:
             continue
         left, bottom = x, 0
@@ -198,10 +205,10 @@ def _places(prompt: dict[str, Any]) -> tuple[dict[str, tuple[int, int]], list[di
             bottom = max(bottom, y - HEAD - GUTTER)
             x += max(_size(prompt[key]["class_type"])[0] for key in column) + GUTTER
         box = [left - BORDER, -HEAD - 46, x - GUTTER - left + 2 * BORDER, bottom + HEAD + 46 + BORDER]
-        groups.append({"id": number, "title": title, "bounding": box, "color": color, "font_size": 24, "flags": {}})
+        groups.append({"id": len(groups) + 1, "title": title, "bounding": box, "color": color, "font_size": 24, "flags": {}})
         x += 2 * BORDER
     for number, group in enumerate(groups, 1):
-        group["id"], group["title"] = number, f"{number}{group['title'][1:]}"
+        group["title"] = f"{number}{group['title'][1:]}"
         group["bounding"][3] = max(other["bounding"][3] for other in groups)
     return places, groups
 
