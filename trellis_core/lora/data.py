@@ -107,7 +107,7 @@ def prepare(
         part.report(0.0, f"preparing {name}")
         objects.append(_Object.read(path, pictures.get(name, []), family, resolution, views, seed + number))
     prepared = _encode(objects, family, resolution, ctx.part(0.6, 1.0))
-    tensors = {f.name: getattr(prepared, f.name).contiguous() for f in fields(Prepared)}
+    tensors = {f.name: getattr(prepared, f.name).clone() for f in fields(Prepared)}  # files do not share memory
     partial = store.with_suffix(".partial")
     save_file(tensors, partial, wanted)
     os.replace(partial, store)
