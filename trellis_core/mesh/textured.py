@@ -123,7 +123,8 @@ def textured_mesh_to_attributes(
     surface = _Surface(triangles.double(), mesh.normals.double(), mesh.uvs.double(), float(size.max()))
     material = mesh.material_ids[triangle]
     for number, of_material in enumerate(mesh.materials):
-        for pairs in (material == number).nonzero()[:, 0].split(_PAIRS):
+        own = (material == number).nonzero()[:, 0]
+        for pairs in own.split(_PAIRS) if len(own) else ():  # a material may be on no triangle that touches a voxel
             ctx.report(0.5 + 0.5 * float(pairs[0]) / len(triangle), "Reading textures")
             values, weight = _shade(surface, of_material, triangle[pairs], (coords[row[pairs]] + 0.5) * size.double())
             total.index_add_(0, row[pairs], torch.cat([values * weight, weight], 1))
