@@ -101,6 +101,12 @@ def test_each_triangle_has_its_own_material() -> None:
     assert torch.allclose(found.metallic[y > x + 1], torch.tensor(0.8))
 
 
+def test_a_material_may_be_on_nothing() -> None:
+    mesh = square(Material(metallic_factor=0.2))
+    spare = replace(mesh, materials=(*mesh.materials, Material()))
+    assert torch.equal(textured_mesh_to_attributes(spare, 8).metallic, textured_mesh_to_attributes(mesh, 8).metallic)
+
+
 def test_a_mesh_between_grid_lines_has_no_voxels() -> None:
     with pytest.raises(EmptyResultError):
         textured_mesh_to_attributes(replace(square(Material()), triangles=torch.full((2, 3, 3), 0.01)), 4)
