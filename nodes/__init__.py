@@ -6,7 +6,7 @@ import importlib
 import logging
 from typing import Any
 
-MODULES = ("load", "condition", "sample", "lora", "mesh", "save", "generate")
+MODULES = ("load", "condition", "sample", "lora", "mesh", "save", "settings", "generate", "fal", "serve")
 
 
 def extension() -> Any:
@@ -17,12 +17,24 @@ def extension() -> Any:
 
     host.add_weights_folder()  # not in on_load: hosts of 2025 never call it
     host.offer_examples()
+    _open_routes()
 
     class Pack(ComfyExtension):
         async def get_node_list(self) -> list[type]:
             return _nodes()
 
     return Pack()
+
+
+def _open_routes() -> None:
+    """For the settings panel, and where it was asked for, the service. The nodes do without either."""
+    try:
+        from . import host_fal, serve
+
+        host_fal.add_key_route()
+        serve.start_if_asked()
+    except Exception as error:
+        logging.error("TRELLIS.2 Core: no fal routes (%s: %s)", type(error).__name__, error)
 
 
 def _nodes() -> list[type]:

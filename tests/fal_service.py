@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from trellis_core.run import RunContext
 
 KEY = "a-key-of-the-tests:with-two-halves"
 OTHER_KEY = "another-key-of-the-tests"
-GLB = b"glTF" + bytes(60)
+GLB = struct.pack("<4sIIII", b"glTF", 2, 64, 44, 0x4E4F534A) + b'{"asset":{"version":"2.0"}}'.ljust(44)
 PICTURE = (
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAYAAADED76LAAAAIUlEQVR42mNkYGBgOCEn958BB2DCJ8nAwMDAxEAADAkFANqCBBbq9AuHAAAAAElFTkSuQmCC"
 )

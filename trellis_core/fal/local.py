@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import WeightsError
@@ -75,6 +78,21 @@ def produce(make: Make, reader: Reader, store: FileStore, work: Work, watch: Wat
         made = make(inputs, watch.ctx)
     finally:
         reader.discard(inputs.loras)
+    return answer_for(work, inputs, made, store)
+
+
+def answer_for(work: Work, inputs: Inputs, made: Made, store: FileStore) -> dict[str, Any]:
+    """Keep the model, and say so as the endpoint does."""
     file = store.put_bytes(made.glb, f"{work.request_id}.glb", "model/gltf-binary", work.lifetime)
     described = {"url": file.address, "content_type": file.content_type, "file_name": file.name, "file_size": file.size}
     return result(work.app, inputs.settings, made.seed, described)
+
+
+@contextmanager
+def with_loras(inputs: Inputs, loras: Mapping[str, bytes]) -> Iterator[Inputs]:
+    """Inputs whose LoRA files are of this machine, as long as the block lasts."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {field: Path(folder) / f"{field}.safetensors" for field in loras}
+        for field, path in paths.items():
+            path.write_bytes(loras[field])
+        yield replace(inputs, loras=paths)

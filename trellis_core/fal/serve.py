@@ -8,7 +8,8 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from .service import Service, ServiceConfig
 
 KEY_VARIABLE = "TRELLIS_SERVER_KEY"
+SHORTEST_KEY = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,22 +67,28 @@ def config(options: argparse.Namespace) -> ServiceConfig:
     """The service's set-up from the options.
 
     Raises:
-        InputError: others would reach it, and there is no key.
+        InputError: others would reach it, and there is no key, or a short one.
     """
-    from .service import LOOPBACK, ServiceConfig
-
-    keys = tuple(key.strip() for key in [*options.key, *os.environ.get(KEY_VARIABLE, "").split(",")] if key.strip())
-    if options.host not in LOOPBACK and not keys:
-        raise InputError(
-            f"Others can reach {options.host}: set {KEY_VARIABLE} to a key of at least 16 characters, for example one "
-            'that python -c "import secrets; print(secrets.token_urlsafe(24))" prints, or listen on 127.0.0.1.'
-        )
-    if options.host not in LOOPBACK and min(map(len, keys)) < 16:
-        raise InputError("A key is shorter than 16 characters: that can be guessed.")
-    return ServiceConfig(
-        options.data, keys, options.public_url, trusted=tuple(options.trust), quota=int(options.quota * 2**30),
+    made = config_for(options.host, options.data, "/fal", options.key)
+    return replace(
+        made, public_url=options.public_url, trusted=tuple(options.trust), quota=int(options.quota * 2**30),
         keep=options.keep * 3600,
     )  # fmt: skip
+
+
+def config_for(host: str, data: Path, prefix: str, keys: Sequence[str] = ()) -> ServiceConfig:
+    """A set-up with these keys and those of the environment; the same errors."""
+    from .service import LOOPBACK, ServiceConfig
+
+    keys = tuple(key.strip() for key in [*keys, *os.environ.get(KEY_VARIABLE, "").split(",")] if key.strip())
+    if host not in LOOPBACK and not keys:
+        raise InputError(
+            f"Others can reach {host}: set {KEY_VARIABLE} to a key of at least {SHORTEST_KEY} characters, for example one "
+            'that python -c "import secrets; print(secrets.token_urlsafe(24))" prints, or listen on 127.0.0.1.'
+        )
+    if host not in LOOPBACK and min(map(len, keys)) < SHORTEST_KEY:
+        raise InputError(f"A key is shorter than {SHORTEST_KEY} characters: that can be guessed.")
+    return ServiceConfig(data, keys, prefix=prefix)
 
 
 async def serve(service: Service, runner: Runner, host: str, port: int) -> None:

@@ -71,7 +71,7 @@ class FileStore:
         for entry in list(folder.iterdir()):
             if entry.is_dir():
                 shutil.rmtree(entry)
-            elif entry.suffix == ".json" and (data := entry.with_suffix("")).is_file():
+            elif entry.suffix == ".json" and entry.with_suffix("").is_file():
                 self._add(Stored(**json.loads(entry.read_text())))
             elif entry.suffix != ".json" and not entry.with_suffix(".json").is_file():
                 entry.unlink()

@@ -1,0 +1,66 @@
+"""The same endpoint as an app on fal's own machines: `fal deploy trellis_core/fal/deploy_fal.py::Trellis`. Needs `pip install fal`.
+
+Queue, authentication and webhooks are fal's; here is only what a worker does.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import fal
+from fal.toolkit import File
+
+from trellis_core.fal.endpoints import LORA_ENDPOINT, payload_model, result
+from trellis_core.fal.inputs import Limits, Reader
+from trellis_core.fal.jobs import Work
+from trellis_core.fal.local import maker
+from trellis_core.fal.store import FileStore
+from trellis_core.family import load_family
+from trellis_core.image.matting import load_rembg
+from trellis_core.run import QUIET
+
+PLAIN_ENDPOINT = "fal-ai/trellis-2"
+WEIGHTS = os.environ.get("TRELLIS_WEIGHTS", "/data/TRELLIS.2-4B")
+Plain, WithLoras = payload_model(PLAIN_ENDPOINT), payload_model(LORA_ENDPOINT)
+
+
+class Trellis(fal.App, keep_alive=300, min_concurrency=0, max_concurrency=8):  # type: ignore[call-arg]
+    """Both endpoints on one kind of worker."""
+
+    machine_type = "GPU-H100"
+    requirements = ["trellis2-core", "torch==2.13.0", "rembg", "onnxruntime"]
+    local_python_modules = ["trellis_core"]
+
+    def setup(self) -> None:
+        """Once for each worker."""
+        scratch = Path(tempfile.mkdtemp())
+        self._reader = Reader(FileStore(scratch / "files", 0, 0.0), scratch, Limits(), ())
+        self._scratch = scratch
+        self._make = maker(load_family(WEIGHTS), load_rembg(), "cuda")
+
+    @fal.endpoint("/")
+    def plain(self, request: Plain) -> dict[str, Any]:  # type: ignore[valid-type]
+        """One picture to a model."""
+        return self._work(PLAIN_ENDPOINT, request)
+
+    @fal.endpoint("/lora")
+    def with_loras(self, request: WithLoras) -> dict[str, Any]:  # type: ignore[valid-type]
+        """The same with LoRAs."""
+        return self._work(LORA_ENDPOINT, request)
+
+    def _work(self, app: str, request: Any) -> dict[str, Any]:
+        body = self._scratch / f"{os.urandom(8).hex()}.json"
+        body.write_text(request.model_dump_json(exclude_unset=True))
+        watch = SimpleNamespace(ctx=QUIET, log=print)
+        try:
+            inputs = self._reader.read(Work(body.stem, app, body, "https://nowhere.invalid"), watch)
+            made = self._make(inputs, QUIET)
+        finally:
+            body.unlink()
+        self._reader.discard(inputs.loras)
+        file = File.from_bytes(made.glb, content_type="model/gltf-binary", file_name="model.glb")
+        return result(app, inputs.settings, made.seed, file.model_dump())
