@@ -254,7 +254,9 @@ class Run:
     def __init__(self, node: type) -> None:
         self._bar = comfy.utils.ProgressBar(BAR, node_id=node.hidden.unique_id)
         self._last = -1
-        self.ctx = RunContext(device=mm.get_torch_device(), on_progress=self._progress, is_cancelled=_stop_if_asked)
+        device = mm.get_torch_device()
+        attention = "torch" if device.type == "cpu" else _attend  # the host's choices are made for GPUs
+        self.ctx = RunContext(device, attention=attention, on_progress=self._progress, is_cancelled=_stop_if_asked)
 
     def _progress(self, fraction: float, _name: str) -> None:
         done = round(fraction * BAR)
@@ -278,6 +280,14 @@ class Run:
                 self.show(picture)
 
         return look
+
+
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """The attention that the host was started with; q [B, Tq, H, d], k and v [B, Tk, H, d] -> [B, Tq, H, d]."""
+    from comfy.ldm.modules.attention import optimized_attention
+
+    heads = (x.transpose(1, 2) for x in (q, k, v))
+    return optimized_attention(*heads, q.shape[2], skip_reshape=True, skip_output_reshape=True).transpose(1, 2)
 
 
 def _stop_if_asked() -> bool:

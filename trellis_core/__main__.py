@@ -43,6 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--device", default="cpu", help="where networks compute: cpu, cuda, mps (default: cpu)")
     generate.add_argument("--memory-budget", type=float, metavar="GB", help="make it fit into so much memory, or refuse")
+    generate.add_argument(
+        "--attention", default="torch", metavar="NAME", help="attention library: torch, flash, flash3, sage (default: torch)"
+    )
     generate.add_argument("--plan", action="store_true", help="say what memory this would take, and stop")
     lora_options.add_generate_options(generate)
     _add_settings(generate.add_argument_group("settings"), GenerationSettings)

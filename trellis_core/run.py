@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -20,6 +21,7 @@ class RunContext:
         device: where networks compute. Results always come back on the CPU.
         dtype: torso dtype of the networks; None keeps what the checkpoint's config says where the device is fast in it.
         memory_budget: bytes the run may use, None for no limit.
+        attention: what `flow.attention.use_attention` takes: "torch", a package's name, or a host's kernel.
         frugal: trade some speed for memory: no context kept between steps, guided branches one by one, small chunks.
         on_progress: called with (fraction of the whole run in 0..1, name of the step).
         is_cancelled: polled often; True makes the next `report` or `check` raise `Cancelled`.
@@ -28,6 +30,7 @@ class RunContext:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype | None = None
     memory_budget: int | None = None
+    attention: str | Callable[..., Any] = "torch"
     frugal: bool = False
     on_progress: Report | None = None
     is_cancelled: Callable[[], bool] | None = None

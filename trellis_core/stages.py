@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .errors import EmptyResultError, InputError
 from .family import IMAGE_ROLE, Family, Route
+from .flow.attention import use_attention
 from .flow.prepared import prepare_slat, prepare_structure
 from .flow.sampler import flow_schedule, sample
 from .image.dino import image_to_pixels
@@ -155,7 +156,8 @@ def sample_structure(
                 on_step=watch and (lambda i, x, x0: watch(Estimate("structure", i + 1, params.steps, x0))),
             )
 
-        z = recovering(ctx.part(LOADED, 0.9), walk)
+        with use_attention(ctx.attention):
+            z = recovering(ctx.part(LOADED, 0.9), walk)
     with family.network("sparse_structure_decoder", ctx.part(0.9, 0.95), samples * side**3) as decoder:
         grid = family.scales[route.start].structure_grid
         coords = active_voxels(decoder(z), grid).cpu().contiguous()
@@ -318,10 +320,12 @@ def generate(
 ) -> Asset:
     """All stages: one picture to one asset; `matte` and `cropped` as for `condition`.
 
-    Settings, memory budget and picture are checked before the first network is read. LoRAs that the settings name are put
+    Settings, attention, memory budget and picture are checked before the first network is read. LoRAs that the settings name are put
     on the family, unless it has LoRAs already (see `lora.stack.place`).
     """
     route = family.route(settings.resolution, settings.cascade)
+    with use_attention(ctx.attention):
+        pass  # a package that is not there is told now, not after the first network
     if ctx.memory_budget is not None:
         plan = plan_run(family, settings, ctx)
         settings, ctx = plan.settings, plan.ctx
@@ -387,7 +391,8 @@ class _Sampling:
                     on_step=self.watch and (lambda i, x, x0: self._show(i + 1, params.steps, x0, rows, grid)),
                 ).cpu()
 
-            return recovering(ctx.part(LOADED, 1.0), walk)
+            with use_attention(ctx.attention):
+                return recovering(ctx.part(LOADED, 1.0), walk)
 
     def _show(self, step: int, steps: int, estimate: Tensor, coords: Tensor, grid: int) -> None:
         norm = self.family.shape_norm if self.stage == "shape" else self.family.texture_norm
