@@ -45,7 +45,7 @@ def test_no_request_makes_the_server_fail(tmp_path: Path, app: str) -> None:
         for operation in schema.get_all_operations():
 
             @settings(
-                max_examples=15, deadline=None, database=None, derandomize=True, phases=[Phase.explicit, Phase.generate],
+                max_examples=8, deadline=None, database=None, derandomize=True, phases=[Phase.explicit, Phase.generate],
                 suppress_health_check=list(HealthCheck),
             )  # fmt: skip
             @given(case=operation.ok().as_strategy())
