@@ -18,7 +18,7 @@ from trellis_core.sparse.resample import (
     split_plan,
     upsample_nearest,
 )
-from trellis_core.sparse.tensor import SparseTensor, pack_keys, sample_lengths, unique_coords, unpack_keys
+from trellis_core.sparse.tensor import pack_keys, unique_coords, unpack_keys
 
 
 def random_coords(seed: int, grid: int = 6, samples: int = 2, share: float = 0.4, shuffle: bool = True) -> Tensor:
@@ -61,15 +61,6 @@ def test_keys_sort_like_rows_and_come_back(rows):
     assert torch.equal(unpack_keys(keys), coords)
     assert unpack_keys(keys.sort().values).tolist() == sorted(coords.tolist())
     assert unique_coords(coords).tolist() == sorted(map(list, set(map(tuple, coords.tolist()))))
-
-
-def test_sparse_tensor_splits_by_sample():
-    coords = torch.tensor([[0, 1, 2, 3], [0, 0, 0, 0], [2, 5, 5, 5]], dtype=torch.int32)
-    tensor = SparseTensor(torch.arange(3.0)[:, None], coords)
-    assert tensor.lengths() == [2, 0, 1] and sample_lengths(coords, 4) == [2, 0, 1, 0]
-    first, empty, last = tensor.with_feats(tensor.feats + 1).split()
-    assert first.feats.flatten().tolist() == [1, 2] and len(empty.coords) == 0
-    assert last.coords.tolist() == [[0, 5, 5, 5]] and tensor.coords[2, 0] == 2
 
 
 @settings(max_examples=25, deadline=None)

@@ -1,51 +1,17 @@
-"""Sparse voxel rows: features with integer coordinates, and the 64-bit keys that order them.
+"""Coordinates of sparse voxels, and the 64-bit keys that order them.
 
 A coordinate row is int32 (sample, x, y, z). Rows of one sample are contiguous and samples appear in order 0..B-1
-(spec A notation, B 1.1). There is no implicit cache: neighbour maps and resampling plans are passed by hand.
+(spec A notation, B 1.1). Features are plain tensors, row for row on such coordinates; neighbour maps and resampling plans
+are passed by hand.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 AXIS_BITS = 16
 """Bits a packed key spends on each of x, y and z; the sample index has the rest."""
-
-
-@dataclass(frozen=True)
-class SparseTensor:
-    """Features on active voxels.
-
-    Attributes:
-        feats: float [N, C].
-        coords: int32 [N, 4] rows (sample, x, y, z).
-    """
-
-    feats: Tensor
-    coords: Tensor
-
-    def lengths(self, samples: int | None = None) -> list[int]:
-        """Number of rows of each sample (see `sample_lengths`)."""
-        return sample_lengths(self.coords, samples)
-
-    def with_feats(self, feats: Tensor) -> SparseTensor:
-        """The same voxels with other features [N, C']."""
-        return replace(self, feats=feats)
-
-    def split(self, samples: int | None = None) -> list[SparseTensor]:
-        """One sparse tensor per sample, its sample index renumbered to 0."""
-        lengths = self.lengths(samples)
-        single = self.coords.clone()
-        single[:, 0] = 0
-        return [SparseTensor(f, c) for f, c in zip(self.feats.split(lengths), single.split(lengths), strict=True)]
-
-
-def sample_lengths(coords: Tensor, samples: int | None = None) -> list[int]:
-    """Rows per sample of coords int32 [N, 4]; `samples` counts trailing samples without rows too."""
-    return torch.bincount(coords[:, 0].long(), minlength=samples or 0).tolist()
 
 
 def pack_keys(coords: Tensor) -> Tensor:
