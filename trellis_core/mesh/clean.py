@@ -80,8 +80,10 @@ def clean(vertices: Array, faces: Array, voxel: float, ctx: RunContext = QUIET) 
     specks = _specks(vertices, faces, face_components(faces, found), voxel)
     faces, found = _without(faces, found, ~specks)
     ctx.report(0.55)
-    vertices, faces = _mend(vertices, faces, found, max(HOLE_VOXELS * voxel, HOLE_PERIMETER), ctx.part(0.55, 0.95))
-    vertices, faces, _ = compact(vertices, faces)
+    perimeter = max(HOLE_VOXELS * voxel, HOLE_PERIMETER)
+    vertices, faces, label = _mend(vertices, faces, found, perimeter, ctx.part(0.55, 0.95))
+    specks = _specks(vertices, faces, label, voxel)  # again: the repair may have parted some from the rest
+    vertices, faces, _ = compact(vertices, faces[~specks] if specks.any() else faces)
     ctx.report(1.0)
     return vertices, faces
 
@@ -93,13 +95,15 @@ def tidy(vertices: Array, faces: Array, ctx: RunContext = QUIET) -> tuple[Array,
     ctx.report(0.3)
     faces, found = _without(faces, found, ~_repeated(faces, found))
     if (found.counts > 2).any() or (found.counts == 1).any():
-        vertices, faces = _mend(vertices, faces, found, 0.0, ctx.part(0.4, 1.0))
+        vertices, faces, _ = _mend(vertices, faces, found, 0.0, ctx.part(0.4, 1.0))
     vertices, faces, _ = compact(vertices, faces)
     return vertices, faces
 
 
-def _mend(vertices: Array, faces: Array, found: Edges, max_perimeter: float, ctx: RunContext) -> tuple[Array, Array]:
-    """Part what is not manifold, wind neighbours alike, close holes, and face outward."""
+def _mend(
+    vertices: Array, faces: Array, found: Edges, max_perimeter: float, ctx: RunContext
+) -> tuple[Array, Array, Array]:
+    """Part what is not manifold, wind neighbours alike, close holes, and face outward; components int64 [F], too."""
     patches = wind_patches(faces, found)
     ctx.report(0.4)
     repair = part_sheets(vertices, faces, found, patches.label)
@@ -108,7 +112,7 @@ def _mend(vertices: Array, faces: Array, found: Edges, max_perimeter: float, ctx
     ctx.report(0.6)
     vertices, faces, label, rim = close_loops(repair.vertices, faces, label, rim_edges(faces, repair.rim), max_perimeter)
     ctx.report(0.7)
-    return vertices, turn_outward(vertices, faces, label, rim)
+    return vertices, turn_outward(vertices, faces, label, rim), label
 
 
 def merge_vertices(vertices: Array, faces: Array) -> tuple[Array, Array]:

@@ -132,7 +132,7 @@ def solid_quads(inside: Array, lattice: Lattice) -> Quads:
     pattern = _patterns(inside, lattice)
     cells = np.flatnonzero((pattern != 0) & (pattern != 255))
     amount = table.count[pattern[cells]]
-    first = np.zeros(lattice.size, np.int64)
+    first = np.zeros(lattice.size, np.int32)  # mostly never touched
     first[cells] = np.cumsum(amount) - amount
     edges, corners = [], []
     for axis, stride in enumerate(lattice.strides):

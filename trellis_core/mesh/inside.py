@@ -14,8 +14,10 @@ import torch
 
 from ..run import QUIET, RunContext
 from .crossings import grid_crossings
-from .topology import Array
+from .topology import Array, graph_components
 
+NODE_BYTES = 9
+"""Memory that `find_inside` and what follows it take for every node of a lattice."""
 _OUT, _IN = 1, 2
 _LEVELS = (1.0, 0.85, 0.72, 0.61, 0.52, 0.44, 0.37, 0.3, 0.2, 0.0)  # openings, as shares of the widest that closes
 _BOTTLENECK = 2.0  # a pocket is this much wider than the opening that closes it
@@ -85,38 +87,39 @@ def _reach(close_gaps: float) -> int:
     return max(int(np.ceil(close_gaps / 2)), 1)
 
 
-def find_inside(pierced: Array, samples: Array, lattice: Lattice, close_gaps: float, ctx: RunContext = QUIET) -> Array:
-    """Inside nodes, bool [lattice.size].
+def find_inside(walls: Array, samples: Array, lattice: Lattice, close_gaps: float, ctx: RunContext = QUIET) -> Array:
+    """Inside nodes, bool [lattice.size]. Takes about `NODE_BYTES` a node.
 
     Args:
-        pierced: bool [3 * lattice.size], edges (3 * node + axis) that the mesh pierces.
+        walls: int64 [W], edges (3 * node + axis) that the mesh pierces.
         samples: float [P, 3] points of the mesh, about half a step apart, in lattice steps: the width of openings is
             measured between them.
         close_gaps: the widest opening to be closed, in lattice steps.
     """
     from scipy import ndimage
 
-    at_wall = pierced.reshape(-1, 3).copy()
-    for axis, stride in enumerate(lattice.strides):
-        at_wall[stride:, axis] |= pierced[axis::3][:-stride]
-    at_wall = at_wall.any(axis=1).reshape(lattice.shape)
-    near = ndimage.binary_dilation(at_wall, np.ones((3, 3, 3), bool), iterations=_reach(close_gaps))
+    near = np.zeros(lattice.size, bool)
+    near[walls // 3] = True
+    near[walls // 3 + np.array(lattice.strides)[walls % 3]] = True
+    near = near.reshape(lattice.shape)
+    near = ndimage.binary_dilation(near, np.ones((3, 3, 3), bool), iterations=_reach(close_gaps))
     ctx.report(0.1)
-    room, rooms = ndimage.label(~near)
-    near, room = near.reshape(-1), room.reshape(-1)
+    place, rooms = ndimage.label(~near)
+    near, place = near.reshape(-1), place.reshape(-1)
 
     # A graph of the nodes near walls one by one, and of each connected room away from walls as a whole.
-    place = room - 1
-    count = int(near.sum())
-    place[near] = rooms + np.arange(count)
-    a, b, width = _passages(near, pierced, samples, lattice, close_gaps / 2, ctx.part(0.1, 0.7, "inside"))
-    label = _flood(place[a], place[b], width, rooms, rooms + count, int(room[0]) - 1, close_gaps / 2)
+    border = int(place[0]) - 1
+    place -= 1
+    count = int(np.count_nonzero(near))
+    place[near] = np.arange(rooms, rooms + count, dtype=place.dtype)
+    a, b, width = _passages(near, walls, samples, lattice, close_gaps / 2, ctx.part(0.1, 0.7, "inside"))
+    outside = _flood(place[a], place[b], width, rooms, rooms + count, border, close_gaps / 2) == _OUT
     ctx.report(1.0)
-    return label[place] != _OUT
+    return ~outside[place]
 
 
 def _passages(
-    near: Array, pierced: Array, samples: Array, lattice: Lattice, widest: float, ctx: RunContext
+    near: Array, walls: Array, samples: Array, lattice: Lattice, widest: float, ctx: RunContext
 ) -> tuple[Array, Array, Array]:
     """Open edges with an end near a wall: node, next node, and half-width at its middle, at most twice `widest`."""
     from scipy.spatial import cKDTree
@@ -126,51 +129,59 @@ def _passages(
     for axis, stride in enumerate(lattice.strides):
         touches = near.copy()
         touches[:-stride] |= near[stride:]
-        a = np.flatnonzero(touches & ~pierced[axis::3])
-        middle = lattice.unflatten(a) + 0.5 * np.eye(3)[axis]
-        width = np.empty(len(a))
+        touches[walls[walls % 3 == axis] // 3] = False
+        a = np.flatnonzero(touches)
+        width = np.empty(len(a), np.float32)
         for rows in np.array_split(np.arange(len(a)), len(a) // 50_000 + 1):
-            width[rows] = tree.query(middle[rows], distance_upper_bound=2 * widest)[0]
-            ctx.report((axis + rows[-1] / len(a)) / 3)
-        parts.append((a, a + stride, np.minimum(width, 2 * widest)))
+            middle = lattice.unflatten(a[rows]) + 0.5 * np.eye(3)[axis]
+            width[rows] = tree.query(middle, distance_upper_bound=2 * widest)[0]
+            ctx.report((axis + rows[-1] / len(a)) / 3 if len(rows) else axis / 3)
+        parts.append((a, a + stride, np.minimum(width, np.float32(2 * widest))))
     return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
 
 def _flood(a: Array, b: Array, width: Array, rooms: int, count: int, border: int, widest: float) -> Array:
     """Label of `count` graph nodes, of which the first `rooms` are rooms; `a`, `b` and `width` describe the passages."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    spacious = np.zeros(count)
+    spacious = np.zeros(count, np.float32)
     np.maximum.at(spacious, a, width)
     np.maximum.at(spacious, b, width)
     spacious[:rooms] = np.inf
     label = np.zeros(count, np.int8)
     label[border] = _OUT
     pocket, pocket_width = np.arange(count), spacious
+    shut = np.ones(len(a), bool)
     for share in _LEVELS:
         level = share * widest
-        is_open = width >= level
-        u, v = a[is_open], b[is_open]
-        graph = coo_matrix((np.ones(len(u), np.int8), (u, v)), shape=(count, count))
-        number, group = connected_components(graph, directed=False)
-        has_out = np.bincount(group, label == _OUT, minlength=number) > 0
+        opens = shut & (width >= level)
+        shut &= ~opens
+        group = graph_components(len(pocket_width), pocket[a[opens]], pocket[b[opens]])[pocket]
+        number = int(group.max()) + 1
+        has_out = _any(group[label == _OUT], number)
         if share < 1:
             closed = pocket_width >= max(_BOTTLENECK * level, _NARROW)
             label[(label == 0) & has_out[group] & closed[pocket]] = _IN
-        has_in = np.bincount(group, label == _IN, minlength=number) > 0
+        has_in = _any(group[label == _IN], number)
         label[(label == 0) & (has_out & ~has_in)[group]] = _OUT
         label[(label == 0) & (has_in & ~has_out)[group]] = _IN
-        _compete(label, u, v, (has_in & has_out)[group])
-        pocket, pocket_width = group, np.zeros(number)
+        undecided = (label == 0) & (has_in & has_out)[group]
+        if undecided.any():
+            rows = np.flatnonzero(~shut & (undecided[a] | undecided[b]))
+            _compete(label, a[rows], b[rows])
+        pocket, pocket_width = group, np.zeros(number, np.float32)
         np.maximum.at(pocket_width, group, spacious)
     return label
 
 
-def _compete(label: Array, a: Array, b: Array, contested: Array) -> None:
+def _any(groups: Array, number: int) -> Array:
+    """Which of 0..number-1 occur."""
+    result = np.zeros(number, bool)
+    result[groups] = True
+    return result
+
+
+def _compete(label: Array, a: Array, b: Array) -> None:
     """Grow both labels step by step along the edges until all that they reach is taken; the outside wins ties."""
-    rows = contested[a] & ((label[a] == 0) | (label[b] == 0))
-    a, b = np.concatenate([a[rows], b[rows]]), np.concatenate([b[rows], a[rows]])
+    a, b = np.concatenate([a, b]), np.concatenate([b, a])
     while len(a):
         ready = (label[a] != 0) & (label[b] == 0)
         if not ready.any():

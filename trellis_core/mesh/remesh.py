@@ -19,16 +19,20 @@ from .clean import check_mesh, drop_repeated_faces, merge_vertices
 from .contour import Quads, fill_pinches, sheet_quads, solid_quads, split_quads
 from .distance import TriangleIndex
 from .holes import fill_holes
-from .inside import Lattice, Walls, find_inside, find_walls, margin
+from .inside import NODE_BYTES, Lattice, Walls, find_inside, find_walls, margin
 from .manifold import make_manifold
 from .orient import unify_winding
-from .topology import Array, compact, edges, face_components, face_normals
+from .topology import Array, compact, edges, face_areas, face_components, face_normals
 
 _SHIFT = np.array([1.3e-3, 1.7e-3, 1.1e-3])  # of a step: keeps lattice nodes off axis-aligned faces
 _HOLE_PERIMETER = 8.0  # steps round a hole per step of gap to close
 _REST = 0.05  # pull of a vertex towards the mean of its samples, against one plane's pull of 1
 _SNAP = 0.75  # steps that a vertex may move to take up an input vertex in its cell
 _PROJECT = 0.5  # steps that a vertex may move onto the input
+_MEMORY = 2_000_000_000  # bytes for a lattice where no budget is given
+_WIDER = (1.0, 1.5, 3.0)  # gaps that are tried, by the widest that is to be closed
+_TORN = 0.04  # share of the surface that may bound nothing before wider gaps are tried
+_SCRAP = 150.0  # square steps below which a sheet beside a solid is dropped
 _SPECK = 3.0  # steps from corner to corner below which a part is dropped
 _SMOOTHING = 30
 
@@ -38,9 +42,11 @@ def solid_remesh(mesh: Mesh, resolution: int, ctx: RunContext = QUIET, close_gap
 
     Args:
         mesh: any triangles in object space; winding, holes, inner surfaces and floating specks do not matter.
-        resolution: lattice steps per unit of object space. A flexible dual grid mesh of the same resolution keeps its vertices.
+        resolution: lattice steps per unit of object space. A flexible dual grid mesh of the same resolution keeps its
+            vertices. Where the lattice would not fit the memory budget (2 GB if none is given) a coarser one is used.
         ctx: told the progress.
-        close_gaps: openings up to about this many steps wide count as closed.
+        close_gaps: openings up to about this many steps wide count as closed, and up to three times as wide ones where
+            that makes much more of the mesh bound something.
 
     Returns:
         Parts that enclose something are watertight 2-manifolds wound outward; sheets have boundaries.
@@ -55,36 +61,52 @@ def solid_remesh(mesh: Mesh, resolution: int, ctx: RunContext = QUIET, close_gap
         )
     vertices, faces = merge_vertices(*check_mesh(mesh.vertices.cpu().numpy(), mesh.faces.cpu().numpy()))
     faces = drop_repeated_faces(faces)
-    lattice = _lattice_around(vertices, 1 / resolution, margin(close_gaps))
+    lattice = _lattice_around(vertices, resolution, margin(_WIDER[-1] * close_gaps), ctx.memory_budget or _MEMORY)
+    close_gaps = close_gaps / resolution / lattice.step
     place = ((vertices - lattice.origin) / lattice.step).astype(np.float32)
     ctx.report(0.02, "remesh")
 
     capped, caps_from = _close_small_holes(place, faces, _HOLE_PERIMETER * close_gaps)
     ctx.report(0.15, "remesh")
     walls = find_walls(capped[0][capped[1]], lattice, ctx.part(0.15, 0.25, "remesh"))
-    pierced = np.zeros(3 * lattice.size, bool)
-    pierced[walls.edge] = True
-    samples = np.concatenate([walls.point, _samples(*capped)])
-    inside = find_inside(pierced, samples, lattice, close_gaps, ctx.part(0.25, 0.6, "remesh"))
-    inside = fill_pinches(inside, lattice)
-    ctx.report(0.65, "remesh")
-
     real = Walls(*(column[walls.face < caps_from] for column in (walls.edge, walls.point, walls.face)))
+    real_edges = np.unique(real.edge)
+    inside, loose = _decide(walls, real_edges, capped, lattice, close_gaps, ctx.part(0.25, 0.65, "remesh"))
+
     normals = face_normals(*capped)
-    solid = solid_quads(inside, lattice)
-    loose = np.unique(real.edge)
-    node, stride = loose // 3, np.array(lattice.strides)[loose % 3]
-    sheets = sheet_quads(loose[~inside[node] & ~inside[node + stride]], lattice)
     index = TriangleIndex(torch.from_numpy(place), torch.from_numpy(faces))
-    parts = [
-        _surface(solid, inside, real, normals, place, index, lattice, ctx.part(0.65, 0.9, "remesh")),
-        _surface(sheets, inside, real, normals, place, index, lattice, ctx.part(0.9, 1.0, "remesh")),
-    ]
-    vertices = np.concatenate([part[0] for part in parts])
-    faces = np.concatenate([parts[0][1], unify_winding(parts[1][1]) + len(parts[0][0])])
+    part = ctx.part(0.65, 0.9, "remesh")
+    solid = _surface(solid_quads(inside, lattice), inside, real, normals, place, index, lattice, part)
+    part = ctx.part(0.9, 1.0, "remesh")
+    sheets = _surface(sheet_quads(loose, lattice), inside, real, normals, place, index, lattice, part)
+    sheets = _drop_scraps(*sheets, _SCRAP if len(solid[1]) else 0.0)
+    vertices = np.concatenate([solid[0], sheets[0]])
+    faces = np.concatenate([solid[1], unify_winding(sheets[1]) + len(solid[0])])
     vertices, faces = _drop_specks(vertices, faces)
     vertices = vertices * lattice.step + lattice.origin
     return Mesh(torch.from_numpy(vertices.astype(np.float32)), torch.from_numpy(faces.astype(np.int32)))
+
+
+def _decide(
+    walls: Walls, real: Array, capped: tuple[Array, Array], lattice: Lattice, close_gaps: float, ctx: RunContext
+) -> tuple[Array, Array]:
+    """Inside nodes bool [lattice.size], and the edges, of those that the mesh really pierces, with both ends outside.
+
+    Where some of the mesh bounds nothing it may be torn wider than usual: wider gaps are closed, too, if that halves
+    what bounds nothing. True sheets are not impressed.
+    """
+    samples = np.concatenate([walls.point, _samples(*capped)])
+    node, stride = real // 3, np.array(lattice.strides)[real % 3]
+    best = None
+    for nth, wider in enumerate(_WIDER):
+        part = ctx.part(nth / len(_WIDER), (nth + 1) / len(_WIDER), "remesh")
+        inside = fill_pinches(find_inside(np.unique(walls.edge), samples, lattice, wider * close_gaps, part), lattice)
+        loose = real[~inside[node] & ~inside[node + stride]]
+        if best is None or len(loose) < len(best[1]) / 2:
+            best = inside, loose
+        if len(loose) < _TORN * len(real) or not close_gaps:
+            break
+    return best
 
 
 def narrow_band_remesh(
@@ -100,12 +122,21 @@ def narrow_band_remesh(
     return Mesh(torch.from_numpy(found.vertices), torch.from_numpy(found.faces))
 
 
-def _lattice_around(vertices: Array, step: float, pad: int) -> Lattice:
-    """Nodes at the corners of the voxels of [-0.5, 0.5]^3 (nearly), reaching `pad` nodes beyond the vertices."""
-    base = np.full(3, -0.5) + _SHIFT * step
-    low = np.floor((vertices.min(axis=0) - base) / step).astype(int) - pad
-    high = np.ceil((vertices.max(axis=0) - base) / step).astype(int) + pad
-    return Lattice(base + low * step, step, tuple(int(n) for n in high - low + 1))
+def _lattice_around(vertices: Array, resolution: int, pad: int, memory: int) -> Lattice:
+    """Nodes at the corners of the voxels of [-0.5, 0.5]^3 (nearly), reaching `pad` nodes beyond the vertices.
+
+    Where these would take more than `memory` bytes the step grows as much as it must.
+    """
+    low, high = vertices.min(axis=0).astype(np.float64), vertices.max(axis=0).astype(np.float64)
+    step = 1 / resolution
+    while True:
+        base = np.full(3, -0.5) + _SHIFT * step
+        first = np.floor((low - base) / step).astype(int) - pad
+        last = np.ceil((high - base) / step).astype(int) + pad
+        lattice = Lattice(base + first * step, step, tuple(int(n) for n in last - first + 1))
+        if lattice.size * NODE_BYTES <= memory:
+            return lattice
+        step *= 1.01 * max((lattice.size * NODE_BYTES / memory) ** (1 / 3), 1.0)
 
 
 def _close_small_holes(vertices: Array, faces: Array, max_perimeter: float) -> tuple[tuple[Array, Array], int]:
@@ -196,6 +227,15 @@ def _relax(vertices: Array, corner: Array, free: Array) -> None:
     for _ in range(_SMOOTHING if len(moving) else 0):
         total = np.stack([np.bincount(slot, vertices[b, k]) for k in range(3)], axis=1)
         vertices[moving] = total / amount
+
+
+def _drop_scraps(vertices: Array, faces: Array, least: float) -> tuple[Array, Array]:
+    """Drop sheets of less area than `least` square steps: a decoder's tatters beside the wall."""
+    if not len(faces) or not least:
+        return vertices, faces
+    part = face_components(faces)
+    area = np.bincount(part, face_areas(vertices, faces))
+    return compact(vertices, faces[(area >= least)[part]])[:2]
 
 
 def _drop_specks(vertices: Array, faces: Array) -> tuple[Array, Array]:
