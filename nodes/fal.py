@@ -93,6 +93,7 @@ class FalApi(io.ComfyNode):
         if request_id.strip() and len(seen) > 1:
             raise InputError("One request id is for one picture: take the batch away, or empty request_id.")
         run = host.Run(cls)
+        host_fal.say(cls, api.price(chosen, base_url))
         made = []
         for index, picture in enumerate(seen):
             follow = _Follower(run.ctx.part(index / len(seen), (index + 1) / len(seen)), cls, api.price(chosen, base_url))

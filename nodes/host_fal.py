@@ -41,6 +41,11 @@ async def until_stopped(work: Coroutine[Any, Any, T]) -> T:
     return task.result()
 
 
+def stop() -> None:
+    """End the running prompt as the Stop button does."""
+    raise mm.InterruptProcessingException
+
+
 def add_key_route() -> None:
     """The settings panel's way to the keys: they can be set and never read."""
     from aiohttp import web

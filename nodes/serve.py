@@ -65,8 +65,10 @@ class FalJob(io.ComfyNode):
             run.ctx.report(fraction)
             watch.progress(fraction, step)
 
+        taken_back = watch.ctx.is_cancelled or bool
+
         def stopped() -> bool:
-            return watch.ctx.is_cancelled() or run.ctx.is_cancelled()
+            return taken_back() or bool(run.ctx.is_cancelled and run.ctx.is_cancelled())
 
         watch.ctx = replace(run.ctx, on_progress=progress, is_cancelled=stopped)
         make = maker(host.open_family(weights), key_plain_background, str(run.ctx.device))
@@ -82,6 +84,8 @@ class FalJob(io.ComfyNode):
         except BaseException as error:
             known = error if isinstance(error, Exception) else Cancelled("The request was stopped on the server.")
             loop.call_soon_threadsafe(_settle, future, known)
+            if isinstance(error, Cancelled):
+                host_fal.stop()  # its client took it back: shown like a press of the Stop button, not as a fault
             raise
         loop.call_soon_threadsafe(_settle, future, answer)
         return io.NodeOutput(glb_file(made[0]), ui={"text": [f"request {request_id}"]})

@@ -1,9 +1,8 @@
-"""The same endpoint as an app on fal's own machines: `fal deploy trellis_core/fal/deploy_fal.py::Trellis`. Needs `pip install fal`.
+"""The same endpoints as an app on fal's own machines: `fal deploy trellis_core/fal/deploy_fal.py::Trellis`.
 
-Queue, authentication and webhooks are fal's; here is only what a worker does.
+Queue, authentication and webhooks are fal's; here is only what a worker does. Needs `pip install fal`. Annotations are
+evaluated at once in this file, since fal reads the endpoints' types from them.
 """
-
-from __future__ import annotations
 
 import os
 import tempfile
@@ -13,7 +12,9 @@ from typing import Any
 
 import fal
 from fal.toolkit import File
+from fastapi import HTTPException
 
+from trellis_core.fal.answers import FalError
 from trellis_core.fal.endpoints import LORA_ENDPOINT, payload_model, result
 from trellis_core.fal.inputs import Limits, Reader
 from trellis_core.fal.jobs import Work
@@ -32,7 +33,8 @@ class Trellis(fal.App, keep_alive=300, min_concurrency=0, max_concurrency=8):  #
     """Both endpoints on one kind of worker."""
 
     machine_type = "GPU-H100"
-    requirements = ["trellis2-core", "torch==2.13.0", "rembg", "onnxruntime"]
+    requirements = ["torch==2.13.0", "numpy", "scipy", "pillow", "safetensors", "pydantic", "tqdm", "fast-simplification"]
+    requirements += ["rembg", "onnxruntime"]
     local_python_modules = ["trellis_core"]
 
     def setup(self) -> None:
@@ -58,9 +60,13 @@ class Trellis(fal.App, keep_alive=300, min_concurrency=0, max_concurrency=8):  #
         watch = SimpleNamespace(ctx=QUIET, log=print)
         try:
             inputs = self._reader.read(Work(body.stem, app, body, "https://nowhere.invalid"), watch)
-            made = self._make(inputs, QUIET)
+        except FalError as error:
+            raise HTTPException(error.status, error.detail) from None
         finally:
             body.unlink()
-        self._reader.discard(inputs.loras)
+        try:
+            made = self._make(inputs, QUIET)
+        finally:
+            self._reader.discard(inputs.loras)
         file = File.from_bytes(made.glb, content_type="model/gltf-binary", file_name="model.glb")
         return result(app, inputs.settings, made.seed, file.model_dump())
