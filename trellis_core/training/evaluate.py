@@ -22,8 +22,10 @@ from PIL import Image
 
 from .. import stages
 from ..family import Family, load_family
-from ..mesh.asset import Asset, make_asset
+from ..mesh.asset import refine_mesh
+from ..mesh.attributes import sample_attributes
 from ..mesh.dual_grid import dual_grid_to_mesh
+from ..mesh.report import surface_facts
 from ..settings import GenerationSettings
 from ..values import Mesh, PbrVoxels
 from . import metrics
@@ -77,15 +79,6 @@ class Result:
         return self.mesh.vertices.numpy(), self.voxels.attrs.numpy().clip(0, 1), self.mesh.faces.numpy()
 
 
-def finished(asset: Asset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Vertices, their attributes read back from the textures, and faces of a finished asset."""
-    size = asset.base_color.shape[0]
-    x, y = (asset.uvs * size).long().clamp(0, size - 1).unbind(1)
-    colour, packed = asset.base_color[y, x].float() / 255, asset.metallic_roughness[y, x].float() / 255
-    attrs = torch.cat([colour[:, :3], packed[:, 2:3], packed[:, 1:2], colour[:, 3:]], dim=1)
-    return asset.vertices.numpy(), attrs.numpy(), asset.faces.numpy()
-
-
 def generate(family: Family, truths: Sequence[Truth], settings: GenerationSettings, seed: int) -> Iterator[Result]:
     """Run the stages on the truths' pictures, all at once."""
     seen = stages.condition(family, [t.picture for t in truths], settings)
@@ -119,13 +112,13 @@ def compare_raw(result: Result, truth: Truth) -> dict[str, float]:
 
 
 def compare_finished(result: Result, truth: Truth, settings: GenerationSettings) -> dict[str, float]:
-    """All measures of the finished asset; boundary edges as a share of its edges."""
-    asset = make_asset(result.mesh, result.voxels, settings)
-    report = asset.report
-    return compare(*finished(asset), truth) | {
-        "boundary_edges": report.boundary_edges / max(1.5 * report.faces, 1),
-        "watertight": float(report.watertight),
-    }
+    """All measures of the asset's surface, cleaned up as it is written, painted by the voxels around its vertices."""
+    mesh = refine_mesh(result.mesh, settings, result.voxels.resolution)
+    attrs = sample_attributes(result.voxels, mesh.vertices).clamp(0, 1)
+    vertices, faces = mesh.vertices.numpy(), mesh.faces.numpy()
+    facts = surface_facts(vertices, faces)
+    boundary = {"boundary_edges": metrics.boundary_share(faces), "watertight": float(facts["watertight"])}
+    return compare(vertices, attrs.numpy(), faces, truth) | boundary
 
 
 def painted_with_mean(result: Result, truth: Truth) -> float:
@@ -137,14 +130,13 @@ def painted_with_mean(result: Result, truth: Truth) -> float:
 
 Measures = dict[str, dict[str, float]]
 """Of one object or their mean: `matched`; `mismatched`, against another object's truth; `mean_colour`, the painting
-baseline; `finished`, the asset as it is written."""
+baseline; `finished`, the surface after clean-up."""
 
 
 def evaluate_batch(family: Family, first: int, count: int, settings: GenerationSettings, assets: bool = True) -> list[Measures]:
     """Measures of every object of the seeds `first` to `first + count - 1`."""
     grid = family.scales[family.route(settings.resolution, settings.cascade).start].structure_grid
     truths = [make_truth(first + i, grid) for i in range(count)]
-    small = settings.model_copy(update={"texture_size": 512})
     found = []
     for i, result in enumerate(generate(family, truths, settings, seed=first)):
         measures = {
@@ -152,7 +144,7 @@ def evaluate_batch(family: Family, first: int, count: int, settings: GenerationS
             "mismatched": compare_raw(result, truths[i - 1]),
             "mean_colour": {"rgb": painted_with_mean(result, truths[i])},
         }
-        found.append(measures | ({"finished": compare_finished(result, truths[i], small)} if assets else {}))
+        found.append(measures | ({"finished": compare_finished(result, truths[i], settings)} if assets else {}))
     return found
 
 
@@ -186,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--resolution", type=int, default=512, choices=(512, 1024))
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a settings field, may be repeated")
-    parser.add_argument("--raw", action="store_true", help="leave the finished assets out (faster)")
+    parser.add_argument("--raw", action="store_true", help="leave the clean-up out")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--json", type=Path, help="write the measures here too")
     args = parser.parse_args(argv)

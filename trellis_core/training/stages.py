@@ -28,11 +28,11 @@ RECIPES = {
     "ss_vae": Recipe(seconds=80, lr=2e-3, eval_every=20),
     "shape_vae": Recipe(seconds=1200, lr=1.5e-3, restarts=(480,)),
     "tex_vae": Recipe(seconds=1400, lr=2.5e-3, restarts=(900,)),
-    "ss_flow": Recipe(seconds=2700, lr=2e-3, decay=0.999, eval_every=300, restarts=(1000,)),
-    "shape_flow": Recipe(seconds=4500, lr=2e-3, decay=0.999, eval_every=400, restarts=(1760,)),
-    "tex_flow": Recipe(seconds=3200, lr=2e-3, decay=0.999, eval_every=400, restarts=(1500,)),
-    "shape_polish": Recipe(seconds=250, lr=1e-3),
-    "tex_polish": Recipe(seconds=250, lr=1e-3),
+    "ss_flow": Recipe(seconds=2000, lr=2e-3, decay=0.999, eval_every=500, restarts=(1000,)),
+    "shape_flow": Recipe(seconds=3540, lr=2e-3, decay=0.999, eval_every=500, restarts=(1760,)),
+    "tex_flow": Recipe(seconds=2300, lr=2e-3, decay=0.999, eval_every=500, restarts=(1500,)),
+    "shape_polish": Recipe(seconds=150, lr=1e-3),
+    "tex_polish": Recipe(seconds=110, lr=1e-3),
 }
 """CPU-seconds and rates of every stage, in the order of a full run."""
 
