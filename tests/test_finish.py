@@ -20,6 +20,7 @@ from trellis_core.mesh.fit import fit
 from trellis_core.mesh.glb import Packing, Part, glb_bytes
 from trellis_core.mesh.meshopt import encode_indices, encode_vertices
 from trellis_core.mesh.placement import Placement
+from trellis_core.mesh.read import read_mesh
 from trellis_core.mesh.report import stretch
 from trellis_core.mesh.streams import near_order, rounded_directions, rounded_positions, rounded_uvs
 from trellis_core.mesh.tangents import to_tangent_space, vertex_tangents
@@ -145,6 +146,14 @@ def test_the_same_shape_in_quantised_form_after_its_node() -> None:
     wanted = place.points(part.vertices)
     order = [np.lexsort(np.round(points, 3).T) for points in (found, wanted)]
     np.testing.assert_allclose(found[order[0]], wanted[order[1]], atol=1e-4)
+
+
+def test_our_reader_undoes_the_rounding() -> None:
+    part = sample_part()
+    found = read_mesh(glb_bytes(part, Packing(compression="quantize")), "glb").vertices.numpy()
+    np.testing.assert_allclose(
+        found[np.lexsort(np.round(found, 3).T)], part.vertices[np.lexsort(np.round(part.vertices, 3).T)], atol=1e-4
+    )
 
 
 def test_colours_under_clear_texels_are_kept_and_opacity_is_decided() -> None:

@@ -35,6 +35,7 @@ ImageFormat = Literal["png", "jpeg", "webp"]
 Compression = Literal["none", "quantize", "meshopt"]
 Pivot = Literal["origin", "center", "ground"]
 UpAxis = Literal["y", "z"]
+Rasterizer = Literal["torch", "nvdiffrast"]
 
 STAGE_PREFIX = {"structure": "ss", "shape": "shape_slat", "texture": "tex_slat"}
 """Our word for a sampling stage -> the prefix of its settings."""
@@ -190,6 +191,9 @@ class GenerationSettings(BaseModel):
     lods: int = Field(
         0, ge=0, le=4, description="Coarser levels of detail in the same file, each of a quarter of the vertices (MSFT_lod)."
     )
+    rasterizer: Rasterizer = Field(
+        "torch", description="What fills triangles with texels: our own, or nvdiffrast where it is installed with a GPU."
+    )
     max_file_mb: float = Field(
         0.0, ge=0, le=4000, allow_inf_nan=False,
         description="Largest file, in megabytes: texture format, quality, size, then vertices give way. 0: no limit.",
@@ -229,7 +233,7 @@ FINISH_FIELDS = (
     "size_meters", "up_axis", "lods", "max_file_mb",
 )  # fmt: skip
 """Fields about the finished file."""
-LOCAL_FIELDS = ("cascade", "max_num_tokens", *FINISH_FIELDS)
+LOCAL_FIELDS = ("cascade", "max_num_tokens", "rasterizer", *FINISH_FIELDS)
 """Fields that no endpoint has: ours alone."""
 _TEXTURE_SIZES = {"texture_size": (1024, 2048, 4096)}
 

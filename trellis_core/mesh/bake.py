@@ -68,13 +68,13 @@ def bake(
     mode, see_through = decide_alpha(values[:, 5]) if len(values) else ("OPAQUE", 0.0)
     mode = alpha_mode or mode
     ctx.report(0.7)
-    covered = torch.zeros(size * size, dtype=torch.bool)
+    covered = torch.zeros(size * size, dtype=torch.bool, device=values.device)
     covered[texels.number] = True
     fill = GapFiller(covered.view(size, size))
 
     def picture(channel: int) -> Tensor:
         """One channel as uint8 [S, S]. Gaps are filled as well: filtering and mip maps bring them into view."""
-        flat = torch.zeros(size * size)
+        flat = torch.zeros(size * size, device=values.device)
         flat[texels.number] = values[:, channel]
         ctx.report(0.75 + 0.04 * channel)
         return fill(flat.view(size, size)).mul(255).round_().to(torch.uint8)

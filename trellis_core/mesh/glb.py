@@ -69,7 +69,8 @@ class Packing:
 
     Attributes:
         image_format: png, jpeg or webp. Pictures with alpha that should be JPEG become PNG. WebP needs a viewer with
-            EXT_texture_webp, which is then listed as required, for there is no second copy to fall back to.
+            EXT_texture_webp, which is then listed as required, for there is no second copy to fall back to. Maps that are no
+            colours are lossless in it from quality 90 on, and JPEG below.
         image_quality: of JPEG and WebP, 1..100.
         compression: "none"; "quantize" stores rounded numbers (KHR_mesh_quantization, required); "meshopt" also packs them
             (EXT_meshopt_compression, required).
@@ -234,7 +235,8 @@ class _File:
         if kind == "jpeg" and pixels.shape[2] == 4:
             kind = "png"
         if kind == "webp" and name != "base_color":
-            quality = 100  # its chroma is stored at half the size, which smears channels that are no colours
+            # Lossy WebP stores chroma at half the size, which smears channels that are no colours.
+            kind, quality = ("webp", 100) if quality >= 90 else ("jpeg", quality)
         view = self._append("bufferViews", self._bytes(encode_image(np.ascontiguousarray(pixels), kind, quality)))
         source = {"source": self._append("images", {"name": name, "bufferView": view, "mimeType": MIME_TYPES[kind]})}
         if kind == "webp":

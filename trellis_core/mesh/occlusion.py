@@ -62,7 +62,7 @@ def _cells(at: Tensor, cell: float, radius: float) -> Tensor:
 
 def _half_sphere(count: int) -> Tensor:
     """Unit vectors float32 [count, 3] along a golden spiral over half the sphere."""
-    k = torch.arange(count, dtype=torch.float64) + 0.5
+    k = torch.arange(count, dtype=torch.float64, device="cpu") + 0.5
     z = 1 - k / count
     turn = k * math.pi * (1 + 5**0.5)
     reach = (1 - z * z).sqrt()

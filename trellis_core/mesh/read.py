@@ -136,7 +136,10 @@ def _accessor(document: Mapping[str, Any], binary: bytes, index: int) -> Array:
     width = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}[entry["type"]]
     start = view.get("byteOffset", 0) + entry.get("byteOffset", 0)
     stride = view.get("byteStride", width * kind.itemsize)
-    return np.ndarray((entry["count"], width), kind, binary, start, (stride, kind.itemsize))
+    values = np.ndarray((entry["count"], width), kind, binary, start, (stride, kind.itemsize))
+    if entry.get("normalized") and kind.kind in "iu":
+        return np.maximum(values / np.float64(np.iinfo(kind).max), -1.0)
+    return values
 
 
 def _read_by_trimesh(data: bytes, kind: str) -> tuple[Array, Array]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,7 @@ from .charts import ChartOptions
 from .detail import DetailSurface
 from .fill import GapFiller
 from .glb import Part
+from .gpu_raster import rasterise_with_nvdiffrast
 from .normals import chart_normals
 from .occlusion import ambient_occlusion
 from .raster import Interpolator, Texels
@@ -113,7 +114,7 @@ def make_skin(
     with step("bake", 0.4, 0.9 if detail is None else 0.7) as ctx:
         corners, points = texel_corners(flat.uvs, flat.faces, size), torch.from_numpy(vertices[faces])
         mode = None if settings.alpha_mode == "auto" else settings.alpha_mode
-        baked = bake(corners, points, flat.texels, voxels, size, mode, ctx)
+        baked = _bake(corners, points, flat.texels, voxels, size, mode, settings.rasterizer, ctx)
     material = baked.metallic_roughness
     tangents = normal_map = None
     if detail is not None:
@@ -140,6 +141,47 @@ def make_skin(
         double_sided=not facts["watertight"] or baked.alpha_mode != "OPAQUE",
     )
     return Skin(part, flat, baked, facts, size)
+
+
+def _bake(
+    corners: Tensor,
+    points: Tensor,
+    texels: Texels,
+    voxels: PbrVoxels,
+    size: int,
+    mode: str | None,
+    rasterizer: str,
+    ctx: RunContext,
+) -> Bake:
+    """`bake` on the run's GPU if it has one with room, else on the CPU, where its results are."""
+    if ctx.device.type != "cpu":
+        try:
+            return _bake_on(ctx.device, corners, points, texels, voxels, size, mode, rasterizer, ctx)
+        except (torch.cuda.OutOfMemoryError, NotImplementedError):  # some devices lack some operations
+            ctx.check()
+    return _bake_on(torch.device("cpu"), corners, points, texels, voxels, size, mode, rasterizer, ctx)
+
+
+def _bake_on(
+    device: torch.device,
+    corners: Tensor,
+    points: Tensor,
+    texels: Texels,
+    voxels: PbrVoxels,
+    size: int,
+    mode: str | None,
+    rasterizer: str,
+    ctx: RunContext,
+) -> Bake:
+    corners, points = corners.to(device), points.to(device)
+    if rasterizer == "nvdiffrast":
+        texels = rasterise_with_nvdiffrast(corners, size)
+    texels = Texels(texels.number.to(device), texels.face.to(device))
+    voxels = PbrVoxels(voxels.coords.to(device), voxels.attrs.to(device), voxels.resolution)
+    baked = bake(corners, points, texels, voxels, size, mode, ctx)
+    found = (baked.base_color, baked.metallic_roughness, baked.texels_of_face)
+    color, material, counts = (tensor.cpu() for tensor in found)
+    return replace(baked, base_color=color, metallic_roughness=material, texels_of_face=counts)
 
 
 class _Maps:
