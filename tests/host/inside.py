@@ -24,7 +24,7 @@ def main() -> None:
     import comfy.options
 
     comfy.options.enable_args_parsing()
-    for name in ("comfy.weight_adapter", "comfy_api.latest", "nodes"):  # as in a host that has started
+    for name in ("comfy.weight_adapter", "comfy_api.latest", "nodes", "server"):  # as in a host that has started
         importlib.import_module(name)
     known = set(sys.modules)
     for folder in ("nodes", "trellis_core"):

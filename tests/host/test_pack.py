@@ -16,6 +16,7 @@ from .conftest import ROOT, Host, environment
 SNAPSHOT = Path(__file__).with_name("object_info.json")
 OPEN_CHOICES = {("TrellisCoreLoadFamily", "weights"), ("TrellisCoreLoadLora", "lora"), ("TrellisCoreLoraInfo", "lora")}
 """Combos whose options are the files of the machine."""
+STAGES = ["SampleStructure", "SampleShape", "SampleTexture", "Remesh", "BakeTextures"]
 LIGHT = {"the_pack", "pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection", "safetensors"}
 """Packages that loading the pack may import, beside those that the host has."""
 
@@ -67,11 +68,10 @@ def test_ids_are_our_own(host: Host) -> None:
 def test_every_setting_is_on_a_node_with_its_default_and_range(host: Host) -> None:
     """Of pictures and LoRAs, which are sockets, the endpoints take addresses."""
     info = host.client.get("/object_info")
-    stages = [name for name in info if name.startswith("TrellisCore") and name != "TrellisCoreImageTo3D"]
-    for nodes in (stages, ["TrellisCoreImageTo3D"]):
+    for kinds in (STAGES, ["ImageTo3D"]):
         widgets: dict[str, Any] = {}
-        for name in nodes:
-            widgets |= _facts(name, info[name])["inputs"]
+        for kind in kinds:
+            widgets |= _facts(kind, info[f"TrellisCore{kind}"])["inputs"]
         for name, field in GenerationSettings.model_fields.items():
             if name.endswith("_url"):
                 continue
