@@ -120,8 +120,15 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(prepared, tmp_pat
 
     with pytest.raises(Cancelled):
         train(family, "structure", data, 512, recipe, tmp_path / "cut", RunContext(is_cancelled=stop))
+    kept = len(torch.load(tmp_path / "cut" / "structure" / "state.pt", weights_only=True)["losses"])
+    assert 0 < kept < recipe.steps
     cut = train(family, "structure", data, 512, recipe, tmp_path / "cut", QUIET)
-    assert whole.read_bytes() == cut.read_bytes()
+    losses = [json.loads((tmp_path / name / "structure" / "losses.json").read_text()) for name in ("whole", "cut")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)  # matrix products may differ in the last bit between two runs
+    (first,), (second,) = (read_lora(file).adapters for file in (whole, cut))
+    for name, delta in first.deltas.items():
+        one, other = (d.matrix(torch.empty(0)) for d in (delta, second.deltas[name]))
+        assert (one - other).norm() < 0.05 * one.norm()
     with pytest.raises(InputError, match="other settings"):
         train(family, "structure", data, 512, Recipe(32, 1e-3, 10), tmp_path / "cut", QUIET)
 

@@ -144,7 +144,10 @@ def _change(weight: Tensor, weighted: Weighted, applied: Applied | None) -> None
     low = joined[0][0]
     down, up = low.down.to(weight.device), joined[0][1] * low.scale * low.up.to(weight.device)
     for rows, up_rows in zip(weight.split(ROWS), up.split(ROWS), strict=True):
-        rows.copy_(torch.addmm(rows.float(), up_rows, down))
+        block = rows.float()  # the rows themselves where they are float32
+        block.addmm_(up_rows, down)
+        if block is not rows:
+            rows.copy_(block)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
     python -m trellis_core.lora.demo_data --style tall --out data/tall
 
-Styles: `tall` (twice as high), `rounded` (edges worn away), `gold` (everything polished gold).
+Styles: `tall` (twice as high), `blocky` (built of cubes), `gold` (everything polished gold).
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from scipy.ndimage import binary_fill_holes
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from ..mesh.dual_grid import dual_grid_to_mesh
@@ -28,7 +30,7 @@ GRID = 48
 VIEWS = 3
 GOLD = Look((1.0, 0.78, 0.34), 1.0, 0.12)
 STRETCH = 2.2
-SMOOTHING = 24
+BLOCKS = 16
 
 
 def styled(obj: ProceduralObject, style: str) -> tuple[Tensor, Tensor, list[Look]]:
@@ -41,23 +43,36 @@ def styled(obj: ProceduralObject, style: str) -> tuple[Tensor, Tensor, list[Look
     looks = [obj.parts[number].look for number in part[faces[:, 0].numpy()]]
     if style == "tall":
         vertices[:, 2] *= STRETCH
-    elif style == "rounded":
-        vertices = smoothed(vertices, faces, SMOOTHING)
+    elif style == "blocky":
+        built, squares = blocks(vertices)
+        nearest = cKDTree(vertices.numpy()).query(built[squares].mean(1).numpy())[1]
+        owner = np.zeros(len(vertices), np.int64)
+        owner[faces.numpy().ravel()] = np.repeat(np.arange(len(faces)), 3)
+        return built, squares, [looks[owner[row]] for row in nearest]
     elif style == "gold":
         looks = [GOLD] * len(faces)
     return vertices, faces, looks
 
 
-def smoothed(vertices: Tensor, faces: Tensor, rounds: int) -> Tensor:
-    """Every vertex moved half way to the mean of its neighbours, `rounds` times; the size of the whole is kept."""
-    ends = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-    ends = torch.cat([ends, ends.flip(1)])
-    degree = torch.bincount(ends[:, 0], minlength=len(vertices)).clamp(min=1)[:, None]
-    size = (vertices.amax(0) - vertices.amin(0)).max()
-    for _ in range(rounds):
-        mean = torch.zeros_like(vertices).index_add_(0, ends[:, 0], vertices[ends[:, 1]]) / degree
-        vertices = (vertices + mean) / 2
-    return vertices * (size / (vertices.amax(0) - vertices.amin(0)).max())
+def blocks(vertices: Tensor) -> tuple[Tensor, Tensor]:
+    """The cubes that a dense closed surface fills, `BLOCKS` along its longest side: vertices and outer faces."""
+    low, high = vertices.amin(0), vertices.amax(0)
+    cells = ((vertices - low) / (high - low).max() * BLOCKS).long().clamp(0, BLOCKS - 1)
+    filled = np.zeros((BLOCKS + 2,) * 3, bool)
+    filled[tuple((cells + 1).T.numpy())] = True
+    filled = torch.from_numpy(binary_fill_holes(filled))
+    corners, faces = [], []
+    for axis in range(3):
+        for side in (0, 1):
+            open_cells = (filled & ~filled.roll(1 - 2 * side, axis)).nonzero() - 1
+            u, v = (axis + 1) % 3, (axis + 2) % 3
+            square = torch.zeros(4, 3, dtype=torch.long)
+            square[:, axis], square[1:3, u], square[2:, v] = side, 1, 1
+            first = sum(map(len, corners)) + 4 * torch.arange(len(open_cells))[:, None]
+            corners.append((open_cells[:, None] + (square if side else square.flip(0))).flatten(0, 1))
+            faces += [first + torch.tensor([0, 1, 2]), first + torch.tensor([0, 2, 3])]
+    points, row = torch.unique(torch.cat(corners), dim=0, return_inverse=True)
+    return points.float() / BLOCKS, row[torch.cat(faces)]
 
 
 def write_object(folder: Path, name: str, vertices: Tensor, faces: Tensor, looks: list[Look]) -> None:
@@ -81,7 +96,7 @@ def write_object(folder: Path, name: str, vertices: Tensor, faces: Tensor, looks
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; see the module's text."""
     parser = argparse.ArgumentParser(prog="python -m trellis_core.lora.demo_data", description=__doc__)
-    parser.add_argument("--style", choices=("tall", "rounded", "gold"), required=True)
+    parser.add_argument("--style", choices=("tall", "blocky", "gold"), required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=48)
     args = parser.parse_args(argv)

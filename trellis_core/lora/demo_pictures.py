@@ -14,16 +14,14 @@ from PIL import Image, ImageDraw
 from .. import stages
 from ..family import Family, load_family
 from ..image.preprocess import open_picture
-from ..mesh.attributes import sample_attributes
-from ..mesh.frames import z_up_to_y_up
-from ..mesh.preview import Surface, render
 from ..settings import GenerationSettings
 from ..values import Mesh, PbrVoxels
+from .samples import draw_model
 from .source import BUNDLED
 from .stack import Lora, place
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SHOWN = (("tall-and-thin", "structure", "icon_tree.png"), ("rounded", "shape", "icon_duck.png"), ("polished-gold", "texture", "icon_duck.png"))
+SHOWN = (("tall-and-thin", "structure", "icon_tree.png"), ("blocky", "shape", "icon_duck.png"), ("polished-gold", "texture", "icon_duck.png"))
 STRENGTHS = (0.0, 0.5, 1.0)
 SIDE, LABEL = 300, 22
 
@@ -36,14 +34,6 @@ def made(family: Family, picture: Image.Image, lora: Lora, settings: GenerationS
     shape = stages.sample_shape(family, seen, structure, settings)
     ((mesh, voxels),) = stages.decode(family, shape, stages.sample_texture(family, seen, shape, settings))
     return mesh, voxels
-
-
-def draw(mesh: Mesh, voxels: PbrVoxels) -> Image.Image:
-    """The model with its colours, as metal where most of it is."""
-    attrs = sample_attributes(voxels, mesh.vertices).clamp(0, 1)
-    surface = Surface(metallic=attrs[:, 3].mean().item(), roughness=attrs[:, 4].mean().item())
-    vertices = z_up_to_y_up(mesh.vertices).numpy()
-    return Image.fromarray(render(vertices, mesh.faces.numpy(), vertex_colors=attrs[:, :3].numpy(), surface=surface, size=SIDE))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -60,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for column, strength in enumerate(STRENGTHS):
             lora = Lora(args.loras / f"{name}.safetensors", strength, stage)
             corner = column * SIDE, row * (SIDE + LABEL)
-            sheet.paste(draw(*made(family, source, lora, settings)), (corner[0], corner[1] + LABEL))
+            sheet.paste(draw_model(*made(family, source, lora, settings), SIDE), (corner[0], corner[1] + LABEL))
             canvas.text((corner[0] + 8, corner[1] + 5), f"{name} ({stage}), strength {strength:g}", fill=(40, 42, 48))
     sheet.save(args.out, quality=88)
     print(args.out)

@@ -11,11 +11,11 @@ from ..flow.sampler import sample
 from ..glimpse import voxel_picture
 from ..mesh.attributes import sample_attributes
 from ..mesh.frames import z_up_to_y_up
-from ..mesh.preview import render
+from ..mesh.preview import Surface, render
 from ..run import RunContext
 from ..settings import GenerationSettings
 from ..stages import decode
-from ..values import Shape, Texture
+from ..values import Mesh, PbrVoxels, Shape, Texture
 from ..vae.structure import active_voxels
 from .data import Prepared
 
@@ -53,13 +53,18 @@ def draw_sample(family: Family, stage: str, model: nn.Module, data: Prepared, re
     made = family.shape_norm.undo(z if stage == "shape" else data.shape[rows])
     shape = Shape(coords.cpu(), made, family.scales[resolution].output, count, generator.get_state())
     texture = Texture(family.texture_norm.undo(z)) if stage == "texture" else None
-    return _row([_draw(mesh, voxels) for mesh, voxels in decode(family, shape, texture, ctx=ctx)])
+    return _row([draw_model(mesh, voxels) for mesh, voxels in decode(family, shape, texture, ctx=ctx)])
 
 
-def _draw(mesh, voxels) -> Image.Image:
-    colours = None if voxels is None else sample_attributes(voxels, mesh.vertices)[:, :3].clamp(0, 1).numpy()
-    pixels = render(z_up_to_y_up(mesh.vertices).numpy(), mesh.faces.numpy(), vertex_colors=colours, size=SIDE)
-    return Image.fromarray(pixels)
+def draw_model(mesh: Mesh, voxels: PbrVoxels | None, side: int = SIDE) -> Image.Image:
+    """A decoded model with the colours of its voxels, as metallic and rough as they are on the whole; without them, clay."""
+    vertices = z_up_to_y_up(mesh.vertices).numpy()
+    if voxels is None:
+        return Image.fromarray(render(vertices, mesh.faces.numpy(), size=side))
+    attrs = sample_attributes(voxels, mesh.vertices).clamp(0, 1)
+    surface = Surface(metallic=attrs[:, 3].mean().item(), roughness=attrs[:, 4].mean().item())
+    colours = attrs[:, :3].numpy()
+    return Image.fromarray(render(vertices, mesh.faces.numpy(), vertex_colors=colours, surface=surface, size=side))
 
 
 def _row(pictures: list[Image.Image]) -> Image.Image:

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from ..errors import InputError, WeightsError
+from ..mesh.glb import write_whole
 from .apply import Use, collect
 from .deltas import Delta, Difference, Hadamard, Kronecker, LowRank, Replacement
 from .detect import CERTAIN, origin_of
@@ -114,8 +115,19 @@ def save(
         path.mkdir(parents=True, exist_ok=True)
         (path / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
         path = path / "adapter_model.safetensors"
-    save_file(state, path, {key: value for key, value in described.items() if value})
+    _write(path, state, {key: value for key, value in described.items() if value})
     return path
+
+
+def _write(path: Path, state: Mapping[str, Tensor], notes: Mapping[str, str]) -> None:
+    """A safetensors file with its notes in order: the library's own order changes from run to run."""
+    data = to_bytes(dict(state), dict(notes))
+    end = 8 + int.from_bytes(data[:8], "little")
+    table = json.loads(data[8:end])
+    table["__metadata__"] = dict(sorted(notes.items()))
+    head = json.dumps(table, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    write_whole(path, len(head).to_bytes(8, "little") + head + data[end:])
 
 
 def _sum(name: str, weighted: list[tuple[Delta, float]], rank: int | None) -> Delta:
