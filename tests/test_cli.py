@@ -362,13 +362,15 @@ def test_download_without_the_hub_package(monkeypatch: pytest.MonkeyPatch, capsy
     assert "pip install huggingface_hub" in refused(capsys, "download")
 
 
-def test_import_is_light_and_needs_no_optional_package() -> None:
+def test_imports_and_finding_a_family_are_light_and_need_no_optional_package() -> None:
     code = """
 import sys
 for name in ("cv2", "numba", "rembg", "huggingface_hub", "trimesh", "xatlas"):
     sys.modules[name] = None
 import trellis_core, trellis_core.stages, trellis_core.cli_generate, trellis_core.download
-heavy = [n for n in ("scipy.spatial", "fast_simplification", "torchvision", "pydantic.v1") if n in sys.modules]
+trellis_core.cli_generate.load_family("mini")
+names = ("scipy.spatial", "fast_simplification", "torchvision", "pydantic.v1", "torch._dynamo", "sympy")
+heavy = [n for n in names if n in sys.modules]
 import json; print(json.dumps(heavy))
 """
     home = Path(__file__).parents[1]

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..noise import normal_parameter
 from .attention import Batch, attend
 from .rope import rotate
 
@@ -120,7 +121,7 @@ class ModulatedTransformerCrossBlock(nn.Module):
         self.cross_attn = CrossAttention(channels, context, heads, qk_norm_cross, ops, torso)
         self.mlp = FeedForward(channels, hidden, ops, torso)
         if share_mod:
-            self.modulation = nn.Parameter(torch.randn(6 * channels, **outer) / channels**0.5)
+            self.modulation = normal_parameter(6 * channels, std=channels**-0.5, **outer)
         else:
             self.adaLN_modulation = nn.Sequential(nn.SiLU(), ops.Linear(channels, 6 * channels, **torso))
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import WeightsError
+from ..noise import normal_parameter
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -112,8 +113,8 @@ class _Embeddings(nn.Module):
     def __init__(self, p: DinoV3Params, ops: ModuleType, place: dict[str, Any]) -> None:
         super().__init__()
         width = p.hidden_size
-        self.cls_token = nn.Parameter(torch.randn(1, 1, width, **place) * 0.02)
-        self.register_tokens = nn.Parameter(torch.randn(1, p.num_register_tokens, width, **place) * 0.02)
+        self.cls_token = normal_parameter(1, 1, width, std=0.02, **place)
+        self.register_tokens = normal_parameter(1, p.num_register_tokens, width, std=0.02, **place)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width, **place))  # only pre-training uses it
         self.patch_embeddings = ops.Conv2d(p.num_channels, width, p.patch_size, stride=p.patch_size, **place)
 
