@@ -120,6 +120,8 @@ def test_a_stop_cancels_the_remote_job(tmp_path: Path) -> None:
 
 
 def test_errors_of_the_service_in_words(tmp_path: Path) -> None:
+    with pytest.raises(RemoteError, match="cannot be reached"):
+        _make("http://127.0.0.1:9/fal", tmp_path)
     with serving(tmp_path / "data") as (url, _):
         with pytest.raises(RemoteError, match="does not know the key"):
             _make(url, tmp_path, key="wrong")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("aiohttp")
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # busy machines are slow; read when ray is imported
 ray = pytest.importorskip("ray")
 pytest.importorskip("starlette", reason="needs ray[serve]")
 

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -128,7 +128,10 @@ class FalClient:
             return f"data:{content_type};base64,{base64.b64encode(data).decode()}"
         digest = f"{self._bases['rest']} {hashlib.sha256(data).hexdigest()}"
         if digest not in self.uploaded:
-            self.uploaded[digest] = await self._send_file(data, name, content_type)
+            try:
+                self.uploaded[digest] = await self._send_file(data, name, content_type)
+            except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+                raise RemoteError(f"{self.name} cannot be reached: {scrub(str(error), self._key)}.") from None
         return self.uploaded[digest]
 
     async def _send_file(self, data: bytes, name: str, content_type: str) -> str:
@@ -178,7 +181,7 @@ class FalClient:
             try:
                 made = await self._ask(session, "POST", f"{self._bases['queue']}/{app}", json=dict(arguments))
             except aiohttp.ClientConnectorError as error:
-                raise RemoteError(f"The API cannot be reached: {scrub(str(error), self._key)}.") from None
+                raise RemoteError(f"{self.name} cannot be reached: {scrub(str(error), self._key)}.") from None
             except (aiohttp.ClientError, asyncio.TimeoutError):
                 raise RemoteError(
                     "The connection broke while the job was submitted. It may run, and be billed: look at your requests "
@@ -204,9 +207,10 @@ class FalClient:
         return await self._ask_until(self._job(app, request_id), lambda answer: True)
 
     async def cancel(self, app: str, request_id: str) -> None:
-        """Take a job back; that it has ended already is fine."""
-        async with self._session() as session, session.put(f"{self._job(app, request_id)}/cancel", headers=self._auth()):
-            pass
+        """Take a job back. That it has ended already, or that nobody answers, is fine: the caller is leaving."""
+        with suppress(aiohttp.ClientError, asyncio.TimeoutError):
+            async with self._session() as session, session.put(f"{self._job(app, request_id)}/cancel", headers=self._auth()):
+                pass
 
     def _job(self, app: str, request_id: str) -> str:
         """Built here and not taken from an answer: the key goes to no host that an answer names."""
