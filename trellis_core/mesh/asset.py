@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -152,7 +152,7 @@ def make_asset(
             tried.append(dress(vertices, texels))
             return [skin.part for skin in tried[-1]]
 
-        fitted = fit(parts, wanted, size, packing, int(settings.max_file_mb * 1e6), extras)
+        fitted = fit(parts, wanted, size, packing, int(settings.max_file_mb * 1e6), extras, clock.ctx)
         skins = tried[-1]
     else:
         skins = dress(wanted, size)
@@ -254,8 +254,14 @@ class _Clock:
     """Names the steps of a run, gives each its share of the progress, and takes their times."""
 
     def __init__(self, ctx: RunContext) -> None:
-        self.ctx = ctx
+        self.ctx = replace(ctx, on_progress=ctx.on_progress and self._forward)
+        self._report, self._furthest = ctx.on_progress, 0.0
         self.seconds: dict[str, float] = {}
+
+    def _forward(self, fraction: float, name: str) -> None:
+        """Steps that are done again, to fit a file, do not take the progress back."""
+        self._furthest = max(self._furthest, fraction)
+        self._report(self._furthest, name)
 
     @contextmanager
     def step(self, name: str, start: float, stop: float) -> Iterator[RunContext]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import InputError
+from ..run import QUIET, RunContext
 from .glb import Packing, Part, glb_bytes
 
 SMALLEST = 256
@@ -30,7 +31,13 @@ Dress = Callable[[int, int], Sequence[Part]]
 
 
 def fit(
-    dress: Dress, vertices: int, size: int, packing: Packing, limit: int, extras: Mapping[str, Any] | None = None
+    dress: Dress,
+    vertices: int,
+    size: int,
+    packing: Packing,
+    limit: int,
+    extras: Mapping[str, Any] | None = None,
+    ctx: RunContext = QUIET,
 ) -> Fitted:
     """The best file of at most `limit` bytes: of full size textures in another format or quality, then of smaller ones, then
     of fewer vertices.
@@ -52,6 +59,7 @@ def fit(
             if bare > 0.9 * limit:
                 break
             for choice in _choices(packing, parts):
+                ctx.check()
                 data = glb_bytes(parts, choice, extras)
                 if len(data) <= limit:
                     return Fitted(data, choice, _note(limit, size, texels, wanted, vertices, packing, choice))
