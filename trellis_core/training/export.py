@@ -24,7 +24,7 @@ from .run import auxiliary_heads
 from .stages import structure_scale
 
 SHAPE_SAMPLER = SamplerParams(6, 3.0, 0.5, (0.6, 1.0), 3.0)
-TEXTURE_SAMPLER = SamplerParams(12, 3.0, 0.7, (0.3, 1.0), 3.0)
+TEXTURE_SAMPLER = SamplerParams(6, 2.0, 0.7, (0.3, 1.0), 3.0)
 """Chosen on validation objects: mini's shape wants fewer steps and less guidance than the product's, its texture more than none."""
 MODELS = {
     "sparse_structure_encoder": "ss_enc",
