@@ -15,7 +15,11 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 SCHEMAS = json.loads((ROOT / "tests" / "host" / "object_info.json").read_text())
 CORE: dict[str, dict[str, Any]] = {
-    "LoadImage": {"name": "Load Image", "inputs": {"image": {"type": "COMBO"}}, "outputs": [["IMAGE", "IMAGE"], ["MASK", "MASK"]]},
+    "LoadImage": {
+        "name": "Load Image",
+        "inputs": {"image": {"type": "COMBO"}},
+        "outputs": [["IMAGE", "IMAGE"], ["MASK", "MASK"]],
+    },
     "ImageBatch": {
         "name": "Batch Images",
         "inputs": {"image1": {"type": "IMAGE"}, "image2": {"type": "IMAGE"}},
@@ -37,13 +41,13 @@ MODELS = [
 NOTES = {
     "one_node": "# Image to 3D in one node\n1. Choose a picture of **one object** in *Load Image* (or keep the toadstool).\n"
     "2. Press **Run**.\n3. Turn the model on *Save GLB* with the mouse. The file is in the output folder.",
-    "image_to_3d_stages": "# Stage by stage\nFrom left to right: what the network sees, the coarse **structure**, the **shape**, "
-    "the **texture**, a clean **mesh**, the file. Change something late, and only what follows runs again. "
+    "image_to_3d_stages": "# Stage by stage\nFrom left to right: what the network sees, the coarse **structure**, the "
+    "**shape**, the **texture**, a clean **mesh**, the file. Change something late, and only what follows runs again. "
     "*Asset Report* says how good the model is.",
     "cascade_1024": "# Finer: 1024 with cascade\n*Sample Shape* forms a coarse shape first and refines it. Finer, and several "
     "times slower than 512.",
-    "shape_only": "# Shape only\nNo texture is painted: a clean mesh to print, to sculpt on, or to paint yourself. Nothing here "
-    "needs the texture network.",
+    "shape_only": "# Shape only\nNo texture is painted: a clean mesh to print, to sculpt on, or to paint yourself. Nothing "
+    "here needs the texture network.",
     "texture_variants": "# Two textures on one shape\nThe shape is made once, then painted twice. *variant* of the lower "
     "*Sample Texture* is 1: any other number paints another texture.",
     "batch": "# Several pictures at once\nA batch makes one model of each picture; leaf through them with the arrows on "
@@ -55,8 +59,8 @@ NOTES = {
     "texture polished gold. *strength* 0 leaves one out, negative turns it around. Your own files go into `models/loras`.",
 }
 WEIGHTS_NOTE = (
-    "\n\n## Weights\n**mini** comes with the pack: a small toy model that shows the way on any computer. For full quality put the "
-    "official weights into `models/trellis2/` and choose them in *Load TRELLIS.2*: "
+    "\n\n## Weights\n**mini** comes with the pack: a small toy model that shows the way on any computer. For full quality put "
+    "the official weights into `models/trellis2/` and choose them in *Load TRELLIS.2*: "
     "[TRELLIS.2-4B](https://huggingface.co/microsoft/TRELLIS.2-4B), "
     "[TRELLIS-image-large](https://huggingface.co/microsoft/TRELLIS-image-large), "
     "[DINOv3](https://huggingface.co/facebook/dinov3-vitl16-pretrain-lvd1689m). The pack's README says what goes where."
@@ -177,9 +181,9 @@ def _size(kind: str) -> tuple[int, int]:
     schema = _schema(kind)
     widgets = sum(spec["type"] in WIDGETS for spec in schema["inputs"].values()) + ("seed" in schema["inputs"])
     rows = max(len(schema["inputs"]) - widgets, len(schema["outputs"]))
-    pictures = {"LoadImage": 260, "TrellisCoreSaveGLB": 480, "TrellisCoreImageConditioner": 240, "TrellisCoreAssetReport": 240}
+    pictures = {"LoadImage": 260, "TrellisCoreSaveGLB": 580, "TrellisCoreImageConditioner": 240, "TrellisCoreAssetReport": 240}
     sampler = 240 if kind.startswith("TrellisCoreSample") or kind == "TrellisCoreImageTo3D" else 0  # the live picture
-    width = 460 if kind in ("TrellisCoreSaveGLB", "TrellisCoreAssetReport") else 330
+    width = 540 if kind in ("TrellisCoreSaveGLB", "TrellisCoreAssetReport") else 330
     return width, 30 + 22 * rows + 26 * widgets + pictures.get(kind, sampler)
 
 

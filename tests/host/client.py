@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+import psutil
 
 PATIENCE = 600
 """Seconds that one prompt may take."""
@@ -28,8 +29,9 @@ class Outcome:
     progress: dict[str, list[float]] = field(default_factory=dict)
     error: dict[str, Any] = field(default_factory=dict)
     outputs: dict[str, Any] = field(default_factory=dict)
-    stopped: float = 0.0
-    ended: float = 0.0
+    stop: float = 0.0
+    """Seconds from asking for the stop to the end: the clock's or the host's own work, whichever is less, as other
+    programs on the machine may take their share."""
 
     def message(self) -> str:
         """What the user reads."""
@@ -47,8 +49,8 @@ class Outcome:
 class Client:
     """Blocking calls; `interrupt_at` stops a prompt as soon as that node has reported that share of its work, 0..1."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, process: int) -> None:
+        self.url, self.process = url, process
 
     def get(self, path: str, **params: str) -> Any:
         return asyncio.run(self._get(path, params))
@@ -86,8 +88,8 @@ class Client:
                     body = await reply.json()
                 if reply.status != 200:
                     return Outcome("refused", error=body.get("node_errors") or {"": body.get("error")})
-                outcome = Outcome("", body["prompt_id"])
-                stop = self._stopper(session, outcome, interrupt_at)
+                outcome, pressed = Outcome("", body["prompt_id"]), []
+                stop = self._stopper(session, outcome, interrupt_at, pressed)
                 while not outcome.how:
                     message = await socket.receive(timeout=PATIENCE)
                     if message.type == aiohttp.WSMsgType.BINARY:
@@ -96,7 +98,8 @@ class Client:
                         await self._note(json.loads(message.data), outcome, stop)
                     else:
                         raise ConnectionError("the host closed the websocket")
-            outcome.ended = time.monotonic()
+            for clocks in pressed:
+                outcome.stop = min(now - then for now, then in zip(_clocks(self.process), clocks, strict=True))
             for _ in range(100):  # the history is written just after the last message
                 history = await self._get(f"/history/{outcome.prompt_id}", {})
                 if history:
@@ -106,11 +109,11 @@ class Client:
             return outcome
 
     def _stopper(
-        self, session: aiohttp.ClientSession, outcome: Outcome, at: tuple[str, float] | None
+        self, session: aiohttp.ClientSession, outcome: Outcome, at: tuple[str, float] | None, pressed: list[tuple[float, float]]
     ) -> Callable[[str, float], Any]:
         async def stop(node: str, share: float) -> None:
-            if at and node == at[0] and share >= at[1] and not outcome.stopped:
-                outcome.stopped = time.monotonic()
+            if at and node == at[0] and share >= at[1] and not pressed:
+                pressed.append(_clocks(self.process))
                 await session.post(self.url + "/interrupt", json={"prompt_id": outcome.prompt_id})
 
         return stop
@@ -130,3 +133,9 @@ class Client:
             outcome.how, outcome.error = "error", data
         elif kind in ("execution_success", "execution_interrupted"):
             outcome.how = kind.removeprefix("execution_")
+
+
+def _clocks(process: int) -> tuple[float, float]:
+    """The time, and the processor time that a process has used; seconds."""
+    spent = psutil.Process(process).cpu_times()
+    return time.monotonic(), spent.user + spent.system

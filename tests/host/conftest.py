@@ -37,7 +37,7 @@ class Host:
     def client(self) -> Any:
         from .client import Client
 
-        return Client(self.url)
+        return Client(self.url, self.process)
 
 
 @pytest.fixture(scope="session")

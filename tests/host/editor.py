@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-SOFTWARE_WEBGL = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
-OFFLINE = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic", "--no-first-run"]
+SOFTWARE_WEBGL = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
+OFFLINE = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic"]
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
     "Comfy.Workflow.Persist": False,
@@ -149,7 +149,6 @@ class Editor:
 
     def choose_template(self, name: str) -> None:
         """Second click: a card."""
-        self.page.locator("img[alt]").first.wait_for()
         self.page.get_by_text(name, exact=True).first.click()
         self.page.wait_for_function("() => app.graph.nodes.some((node) => node.comfyClass?.startsWith('TrellisCore'))")
         self.page.wait_for_timeout(1500)
@@ -213,7 +212,7 @@ def editor(url: str, size: tuple[int, int] = (1600, 1000), scale: float = 1.0) -
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium(), args=[*SOFTWARE_WEBGL, *OFFLINE])
+        browser = driver.chromium.launch(executable_path=chromium(), args=["--no-sandbox", *SOFTWARE_WEBGL, *OFFLINE])
         try:
             width, height = size
             yield Editor(browser.new_page(viewport={"width": width, "height": height}, device_scale_factor=scale), url)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 
 from .conftest import Host, find, workflow
 
@@ -28,4 +29,6 @@ def test_memory_does_not_grow_with_prompts(host: Host) -> None:
         sizes.append(_resident(host.process))
     after = [f"{size / 2**20:.0f}" for size in sizes]
     print("MiB after each prompt:", " ".join(after))
-    assert max(sizes[SETTLED:]) - sizes[SETTLED - 1] < GROWTH, after
+    # The allocator's own sawtooth is as large as the growth looked for, but it comes back: medians see growth alone.
+    settled = sizes[SETTLED:]
+    assert median(settled[-9:]) - median(settled[:9]) < GROWTH / 3, after

@@ -139,7 +139,7 @@ export class Stage {
 
   /** One lamp gives the shadow that lets the model stand; the rest of the light comes from the room. */
   lamp() {
-    this.sun = new DirectionalLight(0xfff4e6, 1.1);
+    this.sun = new DirectionalLight(0xfff4e6, 0.9);
     this.sun.position.set(1.2, 2.4, 1.4);
     this.sun.castShadow = true;
     this.sun.shadow.mapSize.set(1024, 1024);

@@ -60,6 +60,7 @@ function open() {
   renderer = new WebGLRenderer({ antialias: true, alpha: true });
   renderer.setScissorTest(true);
   renderer.toneMapping = NeutralToneMapping; // keeps base colours as they were painted
+  renderer.toneMappingExposure = 0.9; // the room is bright: white stays just below white
   renderer.shadowMap.enabled = true;
   renderer.shadowMap.type = PCFSoftShadowMap;
   const generator = new PMREMGenerator(renderer);
