@@ -21,7 +21,6 @@ from .topology import (
     face_areas,
     face_components,
     next_side,
-    rim_edges,
     stable_order,
     without,
 )
@@ -108,9 +107,9 @@ def _mend(
     ctx.report(0.4)
     repair = part_sheets(vertices, faces, found, patches.label)
     ctx.report(0.5)
-    faces, label = wind(repair, patches)
+    faces, label, rim = wind(repair, patches)
     ctx.report(0.6)
-    vertices, faces, label, rim = close_loops(repair.vertices, faces, label, rim_edges(faces, repair.rim), max_perimeter)
+    vertices, faces, label, rim = close_loops(repair.vertices, faces, label, rim, max_perimeter)
     ctx.report(0.7)
     return vertices, turn_outward(vertices, faces, label, rim), label
 

@@ -17,6 +17,7 @@ from .topology import (
     face_normals,
     labels_at,
     manifold_pairs,
+    rim_edges,
     same_direction,
     signed_components,
 )
@@ -50,11 +51,13 @@ def unify_winding(faces: Array) -> Array:
 
     In every component the majority keeps its winding. Unorientable surfaces keep a seam somewhere.
     """
-    return _flip(faces, *wind_patches(faces, edges(faces)))
+    patches = wind_patches(faces, edges(faces))
+    return _turn(faces, _rarer(*patches))
 
 
-def wind(repair: Repair, patches: Patches) -> tuple[Array, Array]:
-    """The repaired faces, wound alike in each component by majority, and their components int64 [F].
+def wind(repair: Repair, patches: Patches) -> tuple[Array, Array, Array]:
+    """The repaired faces, wound alike in each component by majority, their components int64 [F], and their directed
+    boundary edges int64 [B, 2].
 
     `patches` were found before the repair; only where that changed anything are neighbours looked up again.
     """
@@ -67,12 +70,19 @@ def wind(repair: Repair, patches: Patches) -> tuple[Array, Array]:
     odd = same_direction(repair.faces, p, q) ^ turned[a] ^ turned[b]
     whole, side = signed_components(known + added, patch[a], patch[b], odd)
     label = whole[patch]
-    return _flip(repair.faces, label, turned ^ side[patch]), label
+    turned = _rarer(label, turned ^ side[patch])
+    rim = rim_edges(repair.faces, repair.rim)
+    rim = np.where(turned[repair.rim // 3][:, None], rim[:, ::-1], rim)
+    return _turn(repair.faces, turned), label, rim
 
 
-def _flip(faces: Array, label: Array, turned: Array) -> Array:
-    """Turn those faces round whose winding is the rarer one of their component."""
-    turned = turned ^ (np.bincount(label, turned) > np.bincount(label) / 2)[label]
+def _rarer(label: Array, turned: Array) -> Array:
+    """Which faces have the rarer one of the two windings in their component, bool [F]."""
+    return turned ^ (np.bincount(label, turned) > np.bincount(label) / 2)[label]
+
+
+def _turn(faces: Array, turned: Array) -> Array:
+    """Faces with those of `turned`, bool [F], the other way round."""
     result = faces.copy()
     result[turned] = faces[turned][:, [0, 2, 1]]
     return result
@@ -123,10 +133,7 @@ def turn_outward(vertices: Array, faces: Array, label: Array, rim: Array) -> Arr
         inward[closed] ^= _nesting(vertices, faces, label, closed) % 2 == 1
     if not inward.any():
         return faces
-    result = faces.copy()
-    turned = inward[label]
-    result[turned] = faces[turned][:, [0, 2, 1]]
-    return result
+    return _turn(faces, inward[label])
 
 
 def _mean(values: Array, weights: Array, labels: Array, count: int) -> Array:
