@@ -231,22 +231,54 @@ def test_a_client_that_goes_away_takes_its_sync_run_back(tmp_path: Path) -> None
         assert (job.status_code, job.error_type) == (499, "client_cancelled")
 
 
+def _upload_address(base: str) -> tuple[str, str, bytes]:
+    """Where a file can be put and will be found, and the beginning of a request that puts 100,000 bytes there."""
+    made = _call("POST", f"{base}/rest/storage/upload/initiate", {"file_name": "../../a b", "content_type": "image/png"})[1]
+    path, host = made["upload_url"].split("/", 3)[3], base.split("/")[2]
+    return made["upload_url"], made["file_url"], f"PUT /{path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 100000\r\n\r\nhalf".encode()
+
+
+def _half_sent(base: str, service: Service, request: bytes) -> socket.socket:
+    """A client that has sent the beginning of a request, after the service has taken it in."""
+    host, port = base.split("/")[2].split(":")
+    client = socket.create_connection((host, int(port)))
+    client.sendall(request)
+    _until(lambda: service.store.used == len("half"))
+    return client
+
+
+def _until(true: Any) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.01)
+
+
 def test_half_sent_uploads_leave_nothing(tmp_path: Path) -> None:
     with serving(tmp_path) as (base, service):
-        made = _call("POST", f"{base}/rest/storage/upload/initiate", {"file_name": "../../a b", "content_type": "image/png"})[1]
-        assert made["file_url"].endswith("/a_b")
-        path = made["upload_url"].split("/", 3)[3]
-        host, port = base.removeprefix("http://").split("/")[0].split(":")
-        with socket.create_connection((host, int(port))) as client:
-            client.sendall(f"PUT /{path} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 100000\r\n\r\nhalf".encode())
-        deadline = time.monotonic() + 20
-        while service.store.used or list((tmp_path / "files").iterdir()):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        assert _call("PUT", made["upload_url"], b"whole", key=None)[0] == 200
-        assert _call("PUT", made["upload_url"], b"again", key=None)[0] == 400
-        assert _call("PUT", made["upload_url"].replace("image%2Fpng", "text%2Fhtml"), b"x", key=None)[0] == 401
-        assert _call("GET", made["file_url"], key=None)[1] == b"whole"
+        upload, found, request = _upload_address(base)
+        assert found.endswith("/a_b")
+        _half_sent(base, service, request).close()
+        _until(lambda: not service.store.used and not list((tmp_path / "files").iterdir()))
+        assert _call("PUT", upload, b"whole", key=None)[0] == 200
+        assert _call("PUT", upload, b"again", key=None)[0] == 400
+        assert _call("PUT", upload.replace("image%2Fpng", "text%2Fhtml"), b"x", key=None)[0] == 401
+        assert _call("GET", found, key=None)[1] == b"whole"
+
+
+def test_an_upload_that_hangs_does_not_block_its_repetition_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trellis_core.fal import routes
+
+    monkeypatch.setattr(routes, "SILENCE", 1.0)
+    with serving(tmp_path) as (base, service):
+        upload, found, request = _upload_address(base)
+        with _half_sent(base, service, request) as hanging:
+            assert _call("PUT", upload, b"whole", key=None)[0] == 200
+            hanging.settimeout(60)
+            assert hanging.recv(1000).startswith(b"HTTP/1.1 400")
+        _until(lambda: service.store.used == len(b"whole"))
+        assert sorted(p.suffix for p in (tmp_path / "files").iterdir()) == ["", ".json"]
+        assert _call("GET", found, key=None)[1] == b"whole"
 
 
 def test_files_that_could_be_pages_are_only_saved(tmp_path: Path) -> None:

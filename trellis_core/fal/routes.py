@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -13,6 +14,8 @@ from aiohttp import web
 from .answers import FalError, not_found
 
 CHUNK = 1 << 18
+SILENCE = 60.0
+"""Seconds that a body may pause before it is given up."""
 
 
 @dataclass
@@ -44,15 +47,18 @@ class Call:
         return b"".join([chunk async for chunk in self.chunks(limit)])
 
     async def chunks(self, limit: int) -> AsyncIterator[bytes]:
-        """The body, piece by piece; the same error."""
+        """The body, piece by piece; the same error, and 400 where nothing comes for `SILENCE` seconds."""
         done = 0
         if (self.request.content_length or 0) > limit:
             raise FalError(413, f"The body is larger than {limit} bytes.")
-        async for chunk in self.request.content.iter_chunked(CHUNK):
-            done += len(chunk)
-            if done > limit:
-                raise FalError(413, f"The body is larger than {limit} bytes.")
-            yield chunk
+        try:
+            while chunk := await asyncio.wait_for(self.request.content.read(CHUNK), SILENCE):
+                done += len(chunk)
+                if done > limit:
+                    raise FalError(413, f"The body is larger than {limit} bytes.")
+                yield chunk
+        except asyncio.TimeoutError:
+            raise FalError(400, f"The body stopped half way: nothing came for {SILENCE:g} seconds.", "bad_request") from None
 
     async def json(self, limit: int = 1 << 20) -> dict[str, Any]:
         """A small JSON object; an empty body is an empty object."""

@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -68,6 +69,7 @@ class FileStore:
         self._files: dict[str, Stored] = {}
         self._parts: dict[str, tuple[Stored, float, dict[int, int]]] = {}
         self.used = 0
+        self._counting = threading.RLock()  # results come from threads, uploads from the event loop
         for entry in list(folder.iterdir()):
             if entry.is_dir():
                 shutil.rmtree(entry)
@@ -96,15 +98,17 @@ class FileStore:
         Raises:
             FalError: 507, they would not fit.
         """
-        if self.used + size > self.quota:
-            self.sweep()
-        if self.used + size > self.quota:
-            raise FalError(507, "The server's storage is full: its files expire with time, try again later.")
-        self.used += size
+        with self._counting:
+            if self.used + size > self.quota:
+                self.sweep()
+            if self.used + size > self.quota:
+                raise FalError(507, "The server's storage is full: its files expire with time, try again later.")
+            self.used += size
 
     def release(self, size: int) -> None:
         """The opposite of `reserve`."""
-        self.used -= size
+        with self._counting:
+            self.used -= size
 
     def sweep(self) -> None:
         """Throw away what has expired."""
@@ -128,16 +132,25 @@ class FileStore:
         return Stored(secrets.token_hex(16), safe_name(name), content_type[:100], 0, time.time() + kept)
 
     async def put(self, chunks: AsyncIterator[bytes], slot: Stored, *, limit: int) -> Stored:
-        """Keep what comes, completely or not at all.
+        """Keep what comes, completely or not at all. Of several at a time, the one that ends first fills the slot.
 
         Raises:
             FalError: 413 longer than `limit`; 507 no room; 400 the slot is taken.
         """
+        self._check_free(slot)
+        async with self._written(f"{slot.id}.{secrets.token_hex(4)}.draft") as file:
+            size, _ = await self._pour(chunks, file, limit)
+            try:
+                self._check_free(slot)
+                Path(file.name).replace(self.path(slot))
+            except BaseException:
+                self.release(size)
+                raise
+        return self._keep(slot, size)
+
+    def _check_free(self, slot: Stored) -> None:
         if not _ID.fullmatch(slot.id) or self.path(slot).exists():
             raise FalError(400, "A file was uploaded to this address already.", "bad_request")
-        async with self._written(slot.id) as file:
-            size, _ = await self._pour(chunks, file, limit)
-        return self._keep(slot, size)
 
     def put_bytes(self, data: bytes, name: str, content_type: str, lifetime: float | None = None) -> Stored:
         """Keep `data`."""
@@ -159,7 +172,8 @@ class FileStore:
         if len(self._parts) >= MAX_UPLOADS:
             raise FalError(507, "Too many uploads were begun and never completed, try again later.")
         stored = self.slot(name, content_type, lifetime)
-        (self._folder / f"{stored.id}.parts").mkdir()
+        with disk_errors():
+            (self._folder / f"{stored.id}.parts").mkdir()
         self._parts[stored.id] = stored, time.time(), {}
         return stored
 
@@ -218,7 +232,14 @@ class FileStore:
     def _keep(self, stored: Stored, size: int) -> Stored:
         """From now on it can be found; its bytes were reserved before."""
         complete = Stored(**{**asdict(stored), "size": size})
-        self._note(stored).write_text(json.dumps(asdict(complete)))
+        try:
+            with disk_errors():
+                self._note(stored).write_text(json.dumps(asdict(complete)))
+        except BaseException:
+            self.release(size)
+            for path in (self.path(stored), self._note(stored)):
+                path.unlink(missing_ok=True)
+            raise
         self._files[stored.id] = complete
         return complete
 
@@ -232,7 +253,7 @@ class FileStore:
         """A new file that is removed again if the block fails."""
         path = self._folder / name
         try:
-            with open(path, "xb") as file:
+            with disk_errors(), open(path, "xb") as file:
                 yield file
         except BaseException:
             path.unlink(missing_ok=True)
@@ -248,10 +269,8 @@ class FileStore:
                 if size > limit:
                     raise FalError(413, f"The file is larger than {limit} bytes.")
                 digest.update(chunk)
-                with disk_errors():
-                    await asyncio.to_thread(file.write, chunk)
-            with disk_errors():
-                file.flush()
+                await asyncio.to_thread(file.write, chunk)
+            file.flush()
         except BaseException:
             self.release(size)
             raise
