@@ -32,6 +32,12 @@ const fails = async (call, status) => {
 const address = await client.storage.upload(image());
 assert.deepEqual(Buffer.from(await (await fetch(address)).arrayBuffer()), bytes);
 
+if (mode === "fetch") {
+  const big = Buffer.alloc((91 << 20) + 5, "parts"); // above 90 MiB the client sends parts
+  const whole = await client.storage.upload(new Blob([big], { type: "application/octet-stream" }));
+  assert.ok(Buffer.from(await (await fetch(whole)).arrayBuffer()).equals(big));
+}
+
 // One that runs, one that waits: early result, positions, cancel of both.
 const running = await client.queue.submit(app, { input: { image_url: address } });
 const waiting = await client.queue.submit(app, { input: { image_url: address } });
@@ -41,12 +47,18 @@ assert.equal((await client.queue.status(app, { requestId: waiting.request_id }))
 await client.queue.cancel(app, { requestId: waiting.request_id });
 await client.queue.cancel(app, { requestId: running.request_id });
 await fails(() => client.queue.result(app, { requestId: waiting.request_id }), 499);
+while ((await client.queue.status(app, { requestId: running.request_id })).status !== "COMPLETED");
+await fails(() => client.queue.result(app, { requestId: running.request_id }), 499);
 
 // From here on the work is let through.
 const seen = [];
+const lines = new Set();
+const note = (update) => {
+  seen.push(update.status);
+  (update.logs ?? []).forEach((log) => lines.add(log.message));
+};
 const made = await client.subscribe(app, {
-  input: { image_url: image(), resolution: "512", seed: 5 }, logs: true, onQueueUpdate: (update) => seen.push(update.status),
-  webhookUrl: hook,
+  input: { image_url: image(), resolution: "512", seed: 5 }, logs: true, onQueueUpdate: note, webhookUrl: hook,
 });
 assert.ok(made.requestId);
 assert.equal(made.data.seed, 5);
@@ -55,7 +67,13 @@ assert.equal(Buffer.from(await (await fetch(made.data.model_glb.url)).arrayBuffe
 assert.equal(seen.at(-1), "COMPLETED");
 await fails(() => client.queue.cancel(app, { requestId: made.requestId }), 400);
 
-const streamed = await client.subscribe(app, { input: { image_url: address }, mode: "streaming", logs: true });
+assert.deepEqual([...lines], ["0 % structure", "100 % asset"]);
+
+const parts = [];
+const streamed = await client.subscribe(app, {
+  input: { image_url: address }, mode: "streaming", logs: true, onQueueUpdate: (update) => parts.push(update.status),
+});
+assert.equal(parts.at(-1), "COMPLETED");
 assert.equal(streamed.data.model_glb.file_size, 64);
 
 const direct = await client.run(app, { input: { image_url: address, resolution: 1024 } });

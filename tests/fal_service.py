@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +48,22 @@ class Gate:
             ctx.check()
         ctx.report(1.0, "asset")
         return Made(GLB, 7 if inputs.settings.seed is None else inputs.settings.seed)
+
+
+def held_maker(folder: str) -> Any:
+    """For replicas in processes of their own: notes its process in `folder`, makes models with mini when "go" is there."""
+    from trellis_core.fal.deploy_ray import replica_maker
+
+    make = replica_maker("mini", "cpu")
+
+    def held(inputs: Inputs, ctx: RunContext) -> Made:
+        (Path(folder) / str(os.getpid())).touch()
+        while not (Path(folder) / "go").exists():
+            ctx.report(0.0, "condition")
+            time.sleep(0.02)
+        return make(inputs, ctx)
+
+    return held
 
 
 @contextmanager
