@@ -149,10 +149,10 @@ class _Answers:
         self.asked.append((kind, request.headers.get("Authorization")))
         given = self.answers[kind]
         given = given.pop(0) if isinstance(given, list) and len(given) > 1 else given[0] if isinstance(given, list) else given
-        status, body = given
+        status, body, *headers = given
         if status == 0:
             request.transport.close()  # type: ignore[union-attr]
-        return web.json_response(body, status=status or 200)
+        return web.json_response(body, status=status or 200, headers=headers[0] if headers else None)
 
 
 def _against(answers: _Answers, folder: Path) -> Any:
@@ -214,6 +214,51 @@ def test_a_server_that_stumbles_is_asked_again_and_the_key_goes_only_to_it(tmp_p
     kinds = [kind for kind, _ in answers.asked]
     assert kinds.count("status") == 4 and kinds.count("result") == 2 and kinds.count("submit") == 1
     assert all((key is None) == (kind == "put") for kind, key in answers.asked)
+
+
+DONE = (200, {"status": "COMPLETED", "logs": []})
+MADE = (200, {"model_glb": {"url": "http://10.0.0.1/a.glb"}})
+
+
+@pytest.mark.parametrize(
+    ("then", "said"),
+    [
+        ({"status": (503, {})}, "has not answered"),
+        ({"status": (500, {})}, "has not answered"),
+        ({"status": (429, {})}, "has not answered"),
+        ({"status": (401, {"detail": "no"})}, "does not know the key"),
+        ({"status": DONE, "result": MADE}, "not a public host"),
+    ],
+)  # fmt: skip
+def test_what_may_still_be_there_is_asked_for_again_and_not_submitted_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: Any, said: str
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    submit = (200, {"request_id": "a" * 36})
+    with pytest.raises(InputError if "host" in said else RemoteError, match=said):
+        _against(_Answers(submit=submit, **then), tmp_path)
+    (kept,) = json.loads((tmp_path / "requests.json").read_text())["requests"].values()
+    assert kept["id"] == "a" * 36
+
+
+@pytest.mark.parametrize("status", [422, 500, 503, 504])
+def test_a_job_that_failed_is_told_at_once_and_forgotten(tmp_path: Path, status: int) -> None:
+    ended = (status, {"detail": "CUDA error: out of memory"}, {"x-fal-request-id": "a" * 36})
+    answers = _Answers(submit=(200, {"request_id": "a" * 36}), status=DONE, result=ended)
+    with pytest.raises(RemoteError, match="out of memory"):
+        _against(answers, tmp_path)
+    assert [kind for kind, _ in answers.asked].count("result") == 1
+    assert json.loads((tmp_path / "requests.json").read_text())["requests"] == {}
+
+
+def test_files_that_the_api_threw_away_are_sent_again(tmp_path: Path) -> None:
+    gate = Gate()
+    with serving(tmp_path / "data", gate) as (url, service):
+        first = _make(url, tmp_path)
+        for stored in list(service.store._files.values()):
+            service.store.delete(stored)
+        other = _make(url, tmp_path, settings=GenerationSettings(seed=9, resolution=512))
+        assert other.glb == GLB and other.request_id != first.request_id and len(gate.seen) == 2
 
 
 def test_keys_stay_with_their_server_and_in_a_private_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,9 @@
 """A client of the hosted endpoints, and of servers that speak like them (spec E 1, 4).
 
-It differs from the official one where that matters here: the key goes to the API's own hosts and nowhere else, a job is
-submitted once or not at all, a stop cancels the remote job, and every job can be found again by its request id.
+The official client serves for none of it: it submits up to ten times, sends the key to whatever host an answer names, leaves
+the job running when it is stopped, and uploads to addresses that cannot be set. Here the key goes to the API's own hosts and
+nowhere else, a job is submitted once or not at all, a stop cancels the remote job, and every job can be found again by its
+request id.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import asyncio
 import base64
 import hashlib
 import re
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ import aiohttp
 
 from ..errors import InputError, TrellisError
 from ..fetch import fetch_bytes
+from ..run import RunContext
 from ..settings import ENDPOINTS, GenerationSettings
 
 HOSTED = {"run": "https://fal.run", "queue": "https://queue.fal.run", "rest": "https://rest.fal.ai"}
@@ -45,6 +49,10 @@ class RemoteError(TrellisError):
     def __init__(self, message: str, fields: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__(message)
         self.fields = fields
+
+
+class Unanswered(RemoteError):
+    """It is not known what became of a job: it may go on, and can be asked for again."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +172,12 @@ class FalClient:
         Raises:
             RemoteError: what comes is no GLB.
         """
-        data = await asyncio.to_thread(fetch_bytes, url, limit_bytes=MAX_MODEL, trusted=self._trusted)
+        stop = threading.Event()
+        ctx = RunContext(is_cancelled=stop.is_set)
+        try:
+            data = await asyncio.to_thread(fetch_bytes, url, limit_bytes=MAX_MODEL, trusted=self._trusted, ctx=ctx)
+        finally:
+            stop.set()
         if data[:4] != b"glTF":
             raise RemoteError("The API's result is not a GLB file.")
         return data
@@ -190,21 +203,29 @@ class FalClient:
             return made["request_id"]
 
     async def wait(self, app: str, request_id: str, on_state: Callable[[State], None]) -> None:
-        """Return when the job has ended, in whatever way."""
+        """Return when the job has ended, in whatever way.
+
+        Raises:
+            Unanswered: nobody can tell. RemoteError: there is no such job.
+        """
 
         def ended(status: Any) -> bool:
             on_state(_state(status))
             return status.get("status") == "COMPLETED"
 
-        await self._ask_until(f"{self._job(app, request_id)}/status?logs=1", ended)
+        await self._ask_until(f"{self._job(app, request_id)}/status?logs=1", ended, lambda reply: reply.status >= 500)
 
     async def result(self, app: str, request_id: str) -> dict[str, Any]:
         """What an ended job made.
 
         Raises:
-            RemoteError: why it made nothing.
+            Unanswered: nobody can tell. RemoteError: why it made nothing.
         """
-        return await self._ask_until(self._job(app, request_id), lambda answer: True)
+
+        def gateway(reply: aiohttp.ClientResponse) -> bool:
+            return reply.status in (502, 503, 504) and "x-fal-request-id" not in reply.headers  # else it is the job's own end
+
+        return await self._ask_until(self._job(app, request_id), lambda answer: True, gateway)
 
     async def cancel(self, app: str, request_id: str) -> None:
         """Take a job back. That it has ended already, or that nobody answers, is fine: the caller is leaving."""
@@ -233,24 +254,29 @@ class FalClient:
         async with session.request(method, url, headers=self._auth(), allow_redirects=False, **more) as reply:
             return await self._checked(reply)
 
-    async def _ask_until(self, url: str, enough: Callable[[Any], bool]) -> Any:
+    async def _ask_until(
+        self, url: str, enough: Callable[[Any], bool], stumbled: Callable[[aiohttp.ClientResponse], bool]
+    ) -> Any:
         """The first answer that is enough; a server that stumbles is asked again for a while."""
         loop = asyncio.get_running_loop()
         heard, pause = loop.time(), POLL_SECONDS
         async with self._session() as session:
             while True:
                 try:
-                    answer = await self._ask(session, "GET", url)
+                    async with session.get(url, headers=self._auth(), allow_redirects=False) as reply:
+                        if reply.status == 429 or stumbled(reply):
+                            raise _Stumbled(f"status {reply.status}")
+                        answer = await self._checked(reply)
+                    if enough(answer):
+                        return answer
                     heard, pause = loop.time(), POLL_SECONDS
                 except (_Stumbled, aiohttp.ClientError, asyncio.TimeoutError) as error:
                     if loop.time() - heard > PATIENCE:
-                        raise RemoteError(
+                        raise Unanswered(
                             f"The API has not answered for {PATIENCE:.0f} seconds ({scrub(str(error), self._key)}). The job "
-                            "may go on: run this again with its request id."
+                            "may go on: run this again, and it is found by its inputs or by its request id."
                         ) from None
-                    answer, pause = None, min(2 * pause, 10.0)
-                if answer is not None and enough(answer):
-                    return answer
+                    pause = min(2 * pause, 10.0)
                 await asyncio.sleep(pause)
 
     async def _checked(self, reply: aiohttp.ClientResponse) -> Any:
@@ -258,14 +284,12 @@ class FalClient:
             body = await reply.json(content_type=None)
         except (ValueError, UnicodeDecodeError):
             body = None
-        if reply.status in (429, 502, 503, 504) and reply.method == "GET" and "X-Fal-Request-Timeout-Type" not in reply.headers:
-            raise _Stumbled(f"status {reply.status}")
         if not 200 <= reply.status < 300:
             raise _in_words(reply.status, body, self._key)
         return body
 
 
-class _Stumbled(RemoteError):
+class _Stumbled(Exception):
     """An answer that may be another one soon."""
 
 
@@ -296,5 +320,6 @@ def _in_words(status: int, body: Any, key: str) -> RemoteError:
         504: "The job did not start or end in time: run this again.",
         507: "The server's storage is full.",
     }
+    kind = Unanswered if status in (401, 403) else RemoteError  # a key that is refused says nothing of the job
     plain = words.get(status) or ("The API has a problem of its own: run this again later." if status >= 500 else "")
-    return RemoteError(f"{plain or f'The API answered {status}.'}{said}")
+    return kind(f"{plain or f'The API answered {status}.'}{said}")

@@ -14,6 +14,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from ..errors import Cancelled, TrellisError
@@ -123,13 +124,12 @@ def deploy(build: Callable[[], Make], low: int, high: int, gpus: float = 0.0, cp
         Replica, name="trellis", max_ongoing_requests=1, ray_actor_options={"num_gpus": gpus, "num_cpus": cpus},
         health_check_period_s=2, **scaling,
     )  # fmt: skip
+    ray_serve.start(proxy_location="Disabled")  # requests come through our own queue, not through Ray's server on port 8000
     return ray_serve.run(deployment.bind(build), name="trellis", route_prefix=None)
 
 
 def main() -> None:
     """The command line above."""
-    from functools import partial
-
     import ray
 
     from .service import Service
@@ -141,7 +141,7 @@ def main() -> None:
     options = parser.parse_args()
     low, _, high = options.replicas.partition(":")
     service = Service(config(options))
-    ray.init(address="auto" if ray.is_initialized() else None)
+    ray.init()  # the cluster that RAY_ADDRESS names, else one of this machine alone
     handle = deploy(partial(replica_maker, options.weights, options.device), int(low), int(high or low), options.gpus)
     runner = RayRunner(handle, service.reader, service.store, int(high or low))
     asyncio.run(serve(service, runner, options.host, options.port))

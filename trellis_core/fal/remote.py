@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..errors import InputError
 from ..settings import LORA_FIELDS, GenerationSettings
-from .client import FalClient, RemoteError, State, arguments_for
+from .client import FalClient, RemoteError, State, Unanswered, arguments_for
 from .notebook import Notebook
 
 if TYPE_CHECKING:
@@ -56,8 +56,10 @@ async def generate(
 
     Raises:
         RemoteError: in words about what to do. A job like this one that was submitted lately is found again, not repeated.
+        InputError: the finished model cannot be fetched; the next run tries that again.
     """
     arguments: dict[str, Any] = {}
+    known_files = set(client.uploaded.values())
     if not request_id:
         arguments = await _arguments(client, notebook, app, picture, settings, loras or {})
         request_id = notebook.request(base_url, app, arguments)
@@ -69,12 +71,17 @@ async def generate(
     try:
         await client.wait(app, request_id, on_state)
         made = await client.result(app, request_id)
-        glb = await client.download(str(made["model_glb"]["url"]))
+        glb = await client.download(_address(made))
+    except Unanswered:
+        raise  # it may go on: remembered, so that the next run finds it
     except (RemoteError, InputError) as error:
-        notebook.keep_request(base_url, app, arguments, "")
-        if any(name.endswith("_url") for name, _ in getattr(error, "fields", ())):
+        stale = _names_a_file(error) and not known_files.isdisjoint(arguments.values())
+        if stale:  # the API has thrown an upload away
+            client.uploaded.clear()
             notebook.keep_uploads({})
-        if known and arguments:  # it was too old: make it anew
+        if known or isinstance(error, RemoteError):  # it came to nothing; but a model that was just made is asked for again
+            notebook.keep_request(base_url, app, arguments, "")
+        if arguments and (known or stale):  # it was too old, or its files were: make it anew
             return await generate(
                 client, notebook, app, picture, settings, loras=loras, base_url=base_url, on_state=on_state,
                 on_request=on_request,
@@ -85,6 +92,17 @@ async def generate(
         await asyncio.shield(client.cancel(app, request_id))
         raise
     return RemoteModel(glb, request_id, int(made.get("seed") or settings.seed or 0))
+
+
+def _address(made: Any) -> str:
+    try:
+        return str(made["model_glb"]["url"])
+    except (KeyError, TypeError):
+        raise RemoteError("The API's answer holds no model.") from None
+
+
+def _names_a_file(error: Exception) -> bool:
+    return any(name.endswith("_url") for name, _ in getattr(error, "fields", ()))
 
 
 async def _submitted(client: FalClient, app: str, arguments: dict[str, Any]) -> str:
