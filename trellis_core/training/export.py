@@ -15,17 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..flow.sampler import SamplerParams
 from .cache import ShapeLatents, TextureLatents, cache_file
-from .flows import STRUCTURE_SAMPLER
+from .flows import SHAPE_SAMPLER, STRUCTURE_SAMPLER, TEXTURE_SAMPLER
 from .loop import load_averaged
 from .networks import CONFIGS, DINO_CONFIG, RESOLUTIONS, make_image_encoder, make_network
 from .run import auxiliary_heads
 from .stages import structure_scale
 
-SHAPE_SAMPLER = SamplerParams(6, 3.0, 0.5, (0.6, 1.0), 3.0)
-TEXTURE_SAMPLER = SamplerParams(6, 2.0, 0.7, (0.3, 1.0), 3.0)
-"""Chosen on validation objects: mini's shape wants fewer steps and less guidance than the product's, its texture more than none."""
 MODELS = {
     "sparse_structure_encoder": "ss_enc",
     "sparse_structure_decoder": "ss_dec",
