@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..trellis_core.fal.jobs import Watch, Work
 
 SWITCH, WEIGHTS = "TRELLIS_SERVE", "TRELLIS_SERVE_WEIGHTS"
-PREFIX = "/trellis2/fal"
+PREFIX = "/fal"
 
 _waiting: dict[str, tuple[Work, Watch, asyncio.Future[dict[str, Any]]]] = {}
 _service: Any = None
@@ -109,7 +109,9 @@ class PromptRunner:
             await host_fal.queue_prompt(prompt_id, prompt)
             while not (await asyncio.wait([future], timeout=1.0))[0]:
                 if not host_fal.is_known(prompt_id):
-                    raise Cancelled("The request was taken out of the server's queue.")
+                    await asyncio.sleep(0)  # what its node has told this loop by now is heard first
+                    if not future.done():
+                        raise Cancelled("The request was taken out of the server's queue.")
             return future.result()
         except asyncio.CancelledError:
             host_fal.unqueue_prompt(prompt_id)

@@ -122,7 +122,7 @@ def test_the_host_itself_serves_the_api_through_its_own_queue(host: Host, monkey
     fal_client = pytest.importorskip("fal_client")
     import fal_client.client as module
 
-    url = f"{host.url}/trellis2/fal"
+    url = f"{host.url}/fal"
     for name, value in {
         "RUN_URL_FORMAT": f"{url}/run/", "QUEUE_URL_FORMAT": f"{url}/queue/",
         "REST_URL": f"{url}/rest", "CDN_URL": f"{url}/cdn",
