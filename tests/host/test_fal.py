@@ -99,7 +99,7 @@ def test_errors_in_plain_words(host: Host, remote: tuple[str, Any]) -> None:
         ("", "", {}, "no fal.ai key"),
         ("not-the-key", url, {}, "does not know the key"),
         (KEY, "http://127.0.0.1:9/fal", {}, "cannot be reached"),
-        (KEY, "file:///etc", {}, "base_url must be"),
+        (KEY, "file:///etc", {}, "must be an address like"),
         (KEY, url, {"request_id": "0" * 36}, "does not have this"),
         (KEY, url, {"endpoint": "trellis-2-lora", "resolution": "1536"}, "512 or 1024"),
     ):
