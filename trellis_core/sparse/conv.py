@@ -7,15 +7,20 @@ the opposite of v is 26 - v. A neighbour relation holds both ways, so the map st
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels import usable
 from .tensor import AXIS_BITS, pack_keys
+
+if TYPE_CHECKING:
+    from ..kernels.conv import Tiles
 
 TAPS, CENTRE = 27, 13
 ROW_BLOCK = 2048
@@ -64,6 +69,7 @@ class NeighborMap:
     """
 
     table: Tensor
+    _tiles: dict[tuple[int, int, int], Tiles] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def build(cls, coords: Tensor) -> NeighborMap:
@@ -104,6 +110,15 @@ class NeighborMap:
     def patches(self) -> Tensor:
         """int32 [N, 27]: the table by rows, with N where there is no neighbour."""
         return torch.where(self.table < 0, self.rows, self.table).t().contiguous()
+
+    def tiles(self, rows: slice, height: int) -> Tiles:
+        """These rows in tiles of so many, as the GPU's kernel reads them; made once."""
+        from ..kernels.conv import Tiles
+
+        key = rows.start, rows.stop, height
+        if key not in self._tiles:
+            self._tiles[key] = Tiles.of(self.table, rows, height)
+        return self._tiles[key]
 
 
 def _link(table: Tensor, tap: int, found: Tensor, at: Tensor) -> None:
@@ -198,7 +213,8 @@ def _convolve(
     its pairs are the same, seen from the other side.
     """
     out = x.new_empty(nmap.rows, taps.shape[2])
-    _fill(out, slice(0, nmap.rows), _readable(x), taps, bias, nmap, own, total)
+    fill, x = _way(x, total)
+    fill(out, slice(0, nmap.rows), x, taps, bias, nmap, own, total)
     return out
 
 
@@ -207,24 +223,16 @@ def _by_pairs(x: Tensor) -> bool:
     return x.device.type == "cpu"
 
 
-def _readable(x: Tensor) -> Tensor:
-    """x [N, C] as `_fill` reads it: for patches with a row of zeros behind it, which stands for absent neighbours."""
-    return x if _by_pairs(x) else F.pad(x, (0, 0, 0, 1))
+def _way(x: Tensor, total: Tensor | None = None) -> tuple[Callable[..., None], Tensor]:
+    """How to convolve x [N, C], a function that writes rows of the result into `out`; and x as that reads it.
 
-
-def _fill(
-    out: Tensor,
-    rows: slice,
-    x: Tensor,
-    taps: Tensor,
-    bias: Tensor,
-    nmap: NeighborMap,
-    own: Tensor | None = None,
-    total: Tensor | None = None,
-) -> None:
-    """Write these rows of the convolution of a readable x into out [rows, Co]; they start at a multiple of ROW_BLOCK."""
-    fill = _sum_pairs if _by_pairs(x) else _multiply_patches
-    fill(out, rows, x, taps, bias, nmap, own, total)
+    Its rows start at a multiple of ROW_BLOCK; see `_convolve` for the other arguments.
+    """
+    if _by_pairs(x):
+        return _sum_pairs, x
+    if total is None and usable(x):
+        return _run_kernel, x.contiguous()
+    return _multiply_patches, F.pad(x, (0, 0, 0, 1))  # the row of zeros stands for absent neighbours
 
 
 def _sum_pairs(out: Tensor, rows: slice, x, taps, bias, nmap: NeighborMap, own, total) -> None:
@@ -259,6 +267,15 @@ def _multiply_patches(out: Tensor, rows: slice, x, taps, bias, nmap: NeighborMap
             total += (patches.t() @ own[part]).view_as(total).flip(0)
 
 
+def _run_kernel(out: Tensor, rows: slice, x, taps, bias, nmap: NeighborMap, _own, _total) -> None:
+    """As `_multiply_patches`, without patches; forward only."""
+    from ..kernels.conv import convolve
+    from ..kernels.tuning import choose
+
+    config = choose(x, *taps.shape[1:])
+    convolve(out, x, taps, bias.contiguous(), nmap.table, nmap.tiles(rows, config.rows), rows.start, config)
+
+
 class SubmanifoldConv3d(nn.Module):
     """Submanifold 3x3x3 convolution layer: weight [Co, 3, 3, 3, Ci], bias [Co]."""
 
@@ -287,9 +304,10 @@ class SubmanifoldConv3d(nn.Module):
         Without gradient. Every chunk is the caller's own.
         """
         dtype = _compute_dtype(feats)
-        x, taps, bias = _readable(feats.to(dtype)), _taps(self.weight, dtype), self.bias.to(dtype)
+        fill, x = _way(feats.to(dtype))
+        taps, bias = _taps(self.weight, dtype), self.bias.to(dtype)
         for start in range(0, nmap.rows, step):
             rows = slice(start, min(start + step, nmap.rows))
             out = x.new_empty(rows.stop - start, taps.shape[2])
-            _fill(out, rows, x, taps, bias, nmap)
+            fill(out, rows, x, taps, bias, nmap, None, None)
             yield rows, out.to(feats.dtype)
