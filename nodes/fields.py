@@ -21,6 +21,7 @@ MESH = ("decimation_target", *(name for name in MESH_FIELDS if name.startswith("
 ATLAS = ("texture_size", *(name for name in MESH_FIELDS if name.startswith("uv_unwrap")))
 _FIRST = ("alpha_mode", "image_format")  # older than the others, so before them in saved workflows
 FINISH = (*_FIRST, *(name for name in FINISH_FIELDS if name not in (*_FIRST, "faces")))
+BAKER = ("rasterizer",)
 
 _PLAIN = ("steps", "guidance_strength", "resolution", "decimation_target", "texture_size", "remesh")
 """Endings of the fields that everybody sees; the others are folded away."""
@@ -65,7 +66,7 @@ def _widget(name: str) -> Any:
     limits = {key: getattr(rule, key) for rule in field.metadata for key in ("ge", "le", "lt") if hasattr(rule, key)}
     low, high = limits.get("ge"), limits.get("le")
     tip = field.description + (_FOLLOWS if name.startswith(tuple(STAGE_PREFIX.values())) else "")
-    common = {"id": name, "tooltip": tip, "default": field.default, "optional": name in FINISH_FIELDS}
+    common = {"id": name, "tooltip": tip, "default": field.default, "optional": name in (*FINISH_FIELDS, *BAKER)}
     choices = get_args(field.annotation)
     if choices:
         common["default"] = str(field.default)

@@ -25,7 +25,6 @@ from torch import nn
 
 from ..trellis_core.errors import InputError, WeightsError
 from ..trellis_core.family import BUNDLED, Family, load_family
-from ..trellis_core.footprint import activation_bytes
 from ..trellis_core.lora.apply import Use, change_of, collect
 from ..trellis_core.lora.source import BUNDLED as BUNDLED_LORAS
 from ..trellis_core.run import RunContext
@@ -164,6 +163,8 @@ class Networks:
 
     @contextmanager
     def __call__(self, network: NetworkFile, ctx: RunContext, rows: int, loras: Sequence[Use] = ()) -> Iterator[nn.Module]:
+        from ..trellis_core.footprint import activation_bytes  # knows every kind of network: not at the host's start
+
         key = network, network.file.stat().st_mtime_ns
         patcher = self._kept.get(key) or _read(network, ctx)
         self._keep(key, patcher)

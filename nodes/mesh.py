@@ -96,6 +96,7 @@ class BakeTextures(io.ComfyNode):
                     optional=True,
                     tooltip="The mesh before it was reduced: normal map and occlusion are baked from it.",
                 ),
+                *fields.widgets(*fields.BAKER),
             ],
             outputs=[
                 File3D.Output("glb", display_name="glb"),

@@ -181,7 +181,7 @@ def _size(kind: str) -> tuple[int, int]:
     schema = _schema(kind)
     widgets = sum(spec["type"] in WIDGETS for spec in schema["inputs"].values()) + ("seed" in schema["inputs"])
     rows = max(len(schema["inputs"]) - widgets, len(schema["outputs"]))
-    pictures = {"LoadImage": 260, "TrellisCoreSaveGLB": 580, "TrellisCoreImageConditioner": 240, "TrellisCoreAssetReport": 240}
+    pictures = {"LoadImage": 340, "TrellisCoreSaveGLB": 580, "TrellisCoreImageConditioner": 240, "TrellisCoreAssetReport": 240}
     sampler = 240 if kind.startswith("TrellisCoreSample") or kind == "TrellisCoreImageTo3D" else 0  # the live picture
     width = 540 if kind in ("TrellisCoreSaveGLB", "TrellisCoreAssetReport") else 330
     return width, 30 + 22 * rows + 26 * widgets + pictures.get(kind, sampler)

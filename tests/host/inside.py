@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import compileall
+import gc
 import importlib
 import importlib.util
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -21,14 +23,18 @@ PACK, BASE = map(Path, sys.argv[1:3])
 
 def main() -> None:
     sys.argv = ["main.py", "--cpu", "--base-directory", str(BASE)]
+    os.environ.pop("TRELLIS_SERVE", None)  # the service is loaded where it was asked for
     import comfy.options
+    from aiohttp import web
 
     comfy.options.enable_args_parsing()
-    for name in ("comfy.weight_adapter", "comfy_api.latest", "nodes", "server"):  # as in a host that has started
+    for name in ("utils.extra_config", "comfy.weight_adapter", "comfy_api.latest", "nodes", "server"):  # as in a host that has started
         importlib.import_module(name)
+    sys.modules["server"].PromptServer.instance = SimpleNamespace(routes=web.RouteTableDef())
     known = set(sys.modules)
     for folder in ("nodes", "trellis_core"):
         compileall.compile_dir(PACK / folder, quiet=1)
+    gc.freeze()  # the host's own objects, which a collection at this moment would walk through
     started = time.process_time()
     pack = _load()
     extension = asyncio.run(pack.comfy_entrypoint())

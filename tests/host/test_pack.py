@@ -61,7 +61,7 @@ def test_loading_is_quick_and_brings_in_nothing_heavy(host: Host) -> None:
 
 def test_ids_are_our_own(host: Host) -> None:
     info = host.client.get("/object_info")
-    ours = {name for name, node in info.items() if node["python_module"].startswith("custom_nodes.TrellisCore")}
+    ours = {name for name, node in info.items() if node["python_module"].startswith("custom_nodes.trellis2-core")}
     assert ours == {name for name in info if name.startswith("TrellisCore")}
 
 
