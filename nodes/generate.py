@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from . import condition, fields, host, pictures
 from .lora import changed
-from .mesh import maps_of
+from .mesh import color_of
 from .sample import lora_input, seed_input
 from .settings import chosen, settings_input
 from .sockets import Asset, Family, File3D, glb_file, schema
@@ -74,7 +74,7 @@ class ImageTo3D(io.ComfyNode):
         for index, (mesh, voxels) in enumerate(pairs):
             part = ctx.part(0.7 + 0.3 * index / len(pairs), 0.7 + 0.3 * (index + 1) / len(pairs))
             assets.append(make_asset(mesh, voxels, settings, part))
-        colors = [maps_of(asset)[0] for asset in assets]
+        colors = [color_of(asset)[..., :3] for asset in assets]
         return io.NodeOutput([glb_file(asset.to_glb_bytes()) for asset in assets], colors, assets)
 
 

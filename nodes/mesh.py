@@ -12,6 +12,9 @@ from ..trellis_core.values import Mesh
 from . import fields, host, meshes
 from .sockets import AnyFile3D, Asset, Family, File3D, PbrVoxels, Shape, Texture, glb_file, schema
 
+FLAT = (128, 128, 255)
+"""Texel of a normal map that changes nothing."""
+
 
 class Decode(io.ComfyNode):
     """Latents to raw triangles and voxels."""
@@ -105,6 +108,8 @@ class BakeTextures(io.ComfyNode):
                 io.Mask.Output("metallic", display_name="metallic"),
                 io.Mask.Output("roughness", display_name="roughness"),
                 Asset.Output("asset", display_name="asset"),
+                io.Image.Output("material", display_name="material", tooltip="Red occlusion, green roughness, blue metalness."),
+                io.Image.Output("normal", display_name="normal", tooltip="The normal map; flat where none was asked for."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -124,13 +129,21 @@ class BakeTextures(io.ComfyNode):
             refined=True,
             detail=None if detail is None else meshes.from_host(detail),
         )
-        return io.NodeOutput(glb_file(asset.to_glb_bytes()), *maps_of(asset), asset)
+        *apart, material, normal = maps_of(asset)
+        return io.NodeOutput(glb_file(asset.to_glb_bytes()), *apart, asset, material, normal)
+
+
+def color_of(asset: Any) -> torch.Tensor:
+    """Base colour and opacity, float32 [1, S, S, 4]."""
+    return asset.base_color[None].float() / 255
 
 
 def maps_of(asset: Any) -> tuple[torch.Tensor, ...]:
-    """Base colour as IMAGE; alpha, metallic and roughness as MASK."""
-    color, material = asset.base_color.float() / 255, asset.metallic_roughness.float() / 255
-    return color[None, ..., :3], color[None, ..., 3], material[None, ..., 2], material[None, ..., 1]
+    """Base colour as IMAGE; alpha, metallic and roughness as MASK; material as the GLB packs it, and normals, as IMAGE."""
+    color, material = color_of(asset), asset.metallic_roughness[None].float() / 255
+    normal = torch.tensor(FLAT, dtype=torch.uint8).expand_as(asset.metallic_roughness)
+    normal = (normal if asset.normal_map is None else asset.normal_map)[None].float() / 255
+    return color[..., :3], color[..., 3], material[..., 2], material[..., 1], material, normal
 
 
 class LoadMesh(io.ComfyNode):

@@ -128,9 +128,7 @@ class SampleShape(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls, shape_slat_guidance_interval_start: float, shape_slat_guidance_interval_end: float
-    ) -> bool | str:
+    def validate_inputs(cls, shape_slat_guidance_interval_start: float, shape_slat_guidance_interval_end: float) -> bool | str:
         start, end = shape_slat_guidance_interval_start, shape_slat_guidance_interval_end
         return fields.check(shape_slat_guidance_interval_start=start, shape_slat_guidance_interval_end=end)
 

@@ -19,6 +19,8 @@ from types import SimpleNamespace
 from typing import Any
 
 PACK, BASE = map(Path, sys.argv[1:3])
+STARTED = ("utils.extra_config", "comfy.weight_adapter", "comfy_api.latest", "nodes", "server")
+"""What a host has imported before it loads packs, in its order."""
 
 
 def main() -> None:
@@ -28,7 +30,7 @@ def main() -> None:
     from aiohttp import web
 
     comfy.options.enable_args_parsing()
-    for name in ("utils.extra_config", "comfy.weight_adapter", "comfy_api.latest", "nodes", "server"):  # as in a host that has started
+    for name in STARTED:
         importlib.import_module(name)
     sys.modules["server"].PromptServer.instance = SimpleNamespace(routes=web.RouteTableDef())
     known = set(sys.modules)

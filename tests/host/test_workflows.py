@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from .conftest import WORKFLOWS, Host, find, workflow
 from .graphs import bare
@@ -54,6 +57,36 @@ def test_another_texture_leaves_the_shape_alone(host: Host) -> None:
     assert before.how == again.how == "success", again.message()
     assert paint in again.executed
     assert {shape, *_above(workflow(name), shape)} <= set(again.cached)
+
+
+def test_the_maps_are_handed_out_as_the_model_has_them(host: Host) -> None:
+    prompt = workflow("image_to_3d_stages")
+    baker = find(prompt, "BakeTextures")
+    slots = {"base_color": 1, "material": 6, "normal": 7}
+    for key, slot in slots.items():
+        prompt[key] = {"class_type": "PreviewImage", "inputs": {"images": [baker, slot]}}
+    outcome = host.client.run(prompt)
+    assert outcome.how == "success", outcome.message()
+    shown = {key: _pixels(host.client.download(outcome.outputs[key]["images"][0])) for key in slots}
+    (file,) = outcome.files()
+    glb = host.client.download(file)
+    stored = [_pixels(_binary(glb)[8:][view["byteOffset"] :][: view["byteLength"]]) for view in _picture_views(glb)]
+    for key in ("base_color", "material"):
+        assert min(_difference(shown[key], picture[..., :3]) for picture in stored) <= 1, key  # the host cuts numbers off
+    assert _difference(shown["normal"], np.broadcast_to(np.uint8([128, 128, 255]), shown["normal"].shape)) <= 1
+
+
+def _picture_views(glb: bytes) -> list[dict[str, Any]]:
+    document = _document(glb)
+    return [document["bufferViews"][image["bufferView"]] for image in document["images"]]
+
+
+def _difference(one: np.ndarray, other: np.ndarray) -> int:
+    return int(np.abs(one.astype(int) - other).max())
+
+
+def _pixels(picture: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(picture)))
 
 
 def _above(prompt: dict[str, Any], key: str) -> set[str]:
