@@ -383,3 +383,11 @@ def test_help_tells_what_settings_do(capsys: pytest.CaptureFixture[str]) -> None
         main(["generate", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert done.value.code == 0 and "--ss-guidance-strength" in text and "(default: 7.5)" in text
+
+
+def test_the_resolution_is_what_the_weights_recommend_unless_given(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    picture().save(tmp_path / "p.png")
+    call = ["generate", str(tmp_path / "p.png"), "-o", str(tmp_path / "p.glb"), "--plan"]
+    for more, wanted in ([], "tex_slat_flow_model_512"), (["--resolution=1024"], "tex_slat_flow_model_1024"):
+        assert main([*call, *more]) == 0
+        assert wanted in capsys.readouterr().out

@@ -70,7 +70,7 @@ def _add_settings(group: argparse._ArgumentGroup, model: Any) -> None:
         if name == "image_url":
             continue
         flag = "--" + name.replace("_", "-")
-        default = "random" if name == "seed" else field.default
+        default = {"seed": "random", "resolution": "what the weights recommend"}.get(name, field.default)
         text = f"{field.description} (default: {default})".replace("%", "%%")
         if field.annotation is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)

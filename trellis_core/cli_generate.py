@@ -42,7 +42,10 @@ def run(options: argparse.Namespace) -> None:
     if options.report not in (None, PRINTED):
         check_output(Path(options.report), ".json")
     picture = preprocess(open_picture(options.picture), _matte(options))
-    family = _with_loras(load_family(options.weights), settings, options)
+    family = load_family(options.weights)
+    if options.resolution is None and family.recommended:
+        settings = settings.model_copy(update={"resolution": family.recommended})
+    family = _with_loras(family, settings, options)
     if options.plan:
         budget = RunContext(_device(options.device), memory_budget=_budget(options))
         print(plan_run(family, settings, budget).text())

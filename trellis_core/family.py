@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,7 @@ class Family:
         structure_side: voxels per axis that the structure decoder makes; grids it is pooled to divide it.
         hold: how its networks come to the device; a host with a memory manager puts its own way here.
         loras: by role, what changes its networks (see `lora.stack.place`).
+        recommended: the resolution of its `default_pipeline_type`; None where that is not known.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Family:
     structure_side: int
     hold: Hold = read_and_drop
     loras: Mapping[str, Sequence[Use]] = field(default_factory=dict)
+    recommended: int | None = None
 
     @property
     def resolutions(self) -> tuple[int, ...]:
@@ -231,7 +233,9 @@ def _official(root: Path) -> Family:
         entry = args.get(key) or {}
         samplers[stage] = Sampler(entry.get("args", {}).get("sigma_min", 1e-5), entry.get("params", {}))
     norms = [_normalization(root, args, f"{kind}_slat_normalization") for kind in ("shape", "tex")]
-    return _assemble(root.name, networks, args.get("resolutions", published.SCALES), samplers, *norms)
+    family = _assemble(root.name, networks, args.get("resolutions", published.SCALES), samplers, *norms)
+    usual = str(args.get("default_pipeline_type", "")).partition("_")[0]
+    return replace(family, recommended=next((r for r in family.resolutions if str(r) == usual), None))
 
 
 def _repackaged(path: Path, also: Sequence[Path]) -> Family:
