@@ -359,6 +359,21 @@ def test_low_priority_waits_and_the_line_has_an_end(tmp_path: Path) -> None:
         assert [inputs.settings.seed for inputs in gate.seen] == [0, 2, 3, 1]
 
 
+def test_webhooks_to_hosts_that_are_down_or_private_harm_nothing(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as private, socket.create_server(("127.0.0.1", 0)) as down:
+        ports = [server.getsockname()[1] for server in (private, down)]
+        down.close()
+        with serving(tmp_path, trusted=(f"127.0.0.1:{ports[1]}",), webhook_pauses=(0, 0.01, 0.01)) as (base, service):
+            for port in ports:
+                hook = f"{base}/queue/{APP}?fal_webhook=http%3A%2F%2F127.0.0.1%3A{port}%2F"
+                request_id = _call("POST", hook, {"image_url": PIXELS})[1]["request_id"]
+                assert _end(base, request_id)[0] == 200
+                _until(lambda: service.queue._jobs[request_id].webhook_tries == 3)  # noqa: B023
+        private.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            private.accept()
+
+
 def test_secrets_are_for_this_user_alone(tmp_path: Path) -> None:
     Service(ServiceConfig(tmp_path / "data", (KEY,)))
     assert (tmp_path / "data").stat().st_mode & 0o077 == 0

@@ -13,8 +13,11 @@ import pytest
 
 pytest.importorskip("aiohttp")
 import aiohttp  # noqa: E402
+import torch  # noqa: E402
 
 from tests.fal_service import GLB, KEY, Gate, serving  # noqa: E402
+from trellis_core.lora.read import read_lora  # noqa: E402
+from trellis_core.lora.source import BUNDLED  # noqa: E402
 
 from .conftest import Host, workflow  # noqa: E402
 
@@ -34,7 +37,7 @@ def remote(tmp_path: Path, gate: Gate) -> Iterator[tuple[str, Any]]:
 def _post(url: str, body: Any) -> tuple[int, Any]:
     async def send() -> tuple[int, Any]:
         async with aiohttp.ClientSession() as session, session.post(url, json=body) as reply:
-            return reply.status, await reply.json()
+            return reply.status, json.loads(await reply.read() or b"null")
 
     return asyncio.run(send())
 
@@ -78,6 +81,27 @@ def test_a_model_comes_from_a_server_and_the_key_is_nowhere(host: Host, remote: 
     resumed = host.client.run(_prompt(url, 6, request_id=request_id))
     assert resumed.how == "success", resumed.message()
     assert request_id in resumed.outputs["3"]["text"][0] and len(gate.seen) == 1
+
+
+def test_loras_are_sent_with_their_strengths(host: Host, remote: tuple[str, Any], gate: Gate) -> None:
+    url, _ = remote
+    _set_key(host, url)
+    prompt = _prompt(url, 9, loras=["9", 0])
+    lora = next(name for name in _lora_names(host) if "polished-gold" in name)
+    prompt["9"] = {"class_type": "TrellisCoreLoadLora", "inputs": {"lora": lora, "stage": "texture", "strength": 0.5}}
+    done = host.client.run(prompt)
+    assert done.how == "success", done.message()
+    assert "polished-gold.safetensors at 0.5" in done.outputs["3"]["text"][0] and "trellis-2-lora" in done.outputs["3"]["text"][0]
+    (sent,) = (read_lora(path) for path in gate.seen[0].loras.values())
+    whole = read_lora(BUNDLED / "polished-gold.safetensors")
+    name, delta = next(iter(whole.adapters[0].deltas.items()))
+    nothing = torch.empty(0)
+    torch.testing.assert_close(sent.adapters[0].deltas[name].matrix(nothing), delta.matrix(nothing) / 2, atol=1e-3, rtol=1e-2)
+
+
+def _lora_names(host: Host) -> list[str]:
+    (options, *_rest) = host.client.get("/object_info/TrellisCoreLoadLora")["TrellisCoreLoadLora"]["input"]["required"]["lora"]
+    return options if isinstance(options, list) else _rest[0]["options"]
 
 
 def test_stop_cancels_the_remote_job(host: Host, tmp_path: Path) -> None:
@@ -132,17 +156,29 @@ def test_the_host_itself_serves_the_api_through_its_own_queue(host: Host, monkey
     picture = client.upload_file(str(host.base / "input" / "icon_tree.png"))
     steps = {f"{stage}_sampling_steps": 4 for stage in ("ss", "shape_slat", "tex_slat")}
     arguments = {"image_url": picture, "resolution": 512, "texture_size": 1024, "seed": 3, **steps}
-    first = client.submit("fal-ai/trellis-2-lora", arguments)
-    second = client.submit("fal-ai/trellis-2-lora", arguments)
+    first, second, third = (client.submit("fal-ai/trellis-2-lora", arguments) for _ in range(3))
     second.cancel()
+    _post(f"{host.url}/queue", {"delete": [_prompt_of(host, third.request_id)]})  # as with the cross in the host's own list
     made = first.get()
     assert made["seed"] == 3 and made["model_glb"]["file_size"] > 10_000
-    with pytest.raises(fal_client.FalClientHTTPError) as caught:
-        second.get()
-    assert caught.value.status_code == 499
+    for taken_back in (second, third):
+        with pytest.raises(fal_client.FalClientHTTPError) as caught:
+            taken_back.get()
+        assert caught.value.status_code == 499
     history = host.client.get("/history")
     assert any(first.request_id in json.dumps(entry["prompt"]) for entry in history.values())
     assert not any(second.request_id in json.dumps(entry["prompt"]) for entry in history.values())
+
+
+def _prompt_of(host: Host, request_id: str) -> str:
+    """The host's id of the waiting prompt that works off a request."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for _, prompt_id, prompt, *_rest in host.client.get("/queue")["queue_pending"]:
+            if request_id in json.dumps(prompt):
+                return prompt_id
+        time.sleep(0.05)
+    raise AssertionError("the request is not in the host's queue")
 
 
 def test_one_switch_changes_where_it_is_made(host: Host, remote: tuple[str, Any], gate: Gate) -> None:
