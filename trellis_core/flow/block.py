@@ -7,12 +7,11 @@ from types import ModuleType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..noise import normal_parameter
 from .attention import Batch, attend
-from .rope import rotate
+from .fused import added_and_modulated, gated, heads, modulated, normed
 
 Phases = tuple[Tensor, Tensor]
 
@@ -26,8 +25,7 @@ class HeadNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., H, d] -> the same shape and dtype."""
-        gain = self.gamma.float() * x.shape[-1] ** 0.5
-        return (F.normalize(x.float(), dim=-1) * gain).to(x.dtype)
+        return heads(x, self.gamma, None)
 
 
 class SelfAttention(nn.Module):
@@ -43,9 +41,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, batch: Batch, phases: Phases | None) -> Tensor:
         """x [..., C] folded tokens -> the same shape; `phases` None means no rotary embedding."""
         q, k, v = self.to_qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        q, k = self.q_rms_norm(q), self.k_rms_norm(k)
-        if phases is not None:
-            q, k = rotate(q, phases), rotate(k, phases)
+        q, k = (heads(x, getattr(norm, "gamma", None), phases) for norm, x in ((self.q_rms_norm, q), (self.k_rms_norm, k)))
         return self.to_out(attend(q, k, v, batch, batch))
 
 
@@ -140,19 +136,13 @@ class ModulatedTransformerCrossBlock(nn.Module):
         else:
             mod = self.adaLN_modulation(mod)
         shift1, scale1, gate1, shift2, scale2, gate2 = (batch.spread(m) for m in mod.chunk(6, dim=1))
-        y = _normed(self.norm1, h) * (1 + scale1) + shift1
-        h = h + self.self_attn(y, batch, phases) * gate1
-        h = h + seen(h)
-        y = _normed(self.norm3, h) * (1 + scale2) + shift2
-        return h + self.mlp(y) * gate2
+        h = gated(h, self.self_attn(modulated(self.norm1, h, scale1, shift1), batch, phases), gate1)
+        h, y = added_and_modulated(self.norm3, h, seen(h), scale2, shift2)
+        return gated(h, self.mlp(y), gate2)
 
     def look(self, h: Tensor, batch: Batch, keys_values: tuple[Tensor, Tensor], context: Batch) -> Tensor:
         """Cross-attention of the folded tokens h to a context, norm included."""
-        return self.cross_attn(_normed(self.norm2, h), batch, keys_values, context)
-
-
-def _normed(norm: nn.Module, h: Tensor) -> Tensor:
-    return norm(h.float()).to(h.dtype)
+        return self.cross_attn(normed(self.norm2, h), batch, keys_values, context)
 
 
 def _head_norms(wanted: bool, channels: int, heads: int, torso: dict[str, Any]) -> tuple[nn.Module, nn.Module]:

@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 GPUS = ("cuda",)
 """Types of devices that may have Triton; AMD's go by the same name."""
 
+OLDEST = (8, 0)
+"""Compute capability that an NVIDIA GPU needs."""
+
 _wanted: ContextVar[bool] = ContextVar("kernels", default=True)
 _planning: ContextVar[bool] = ContextVar("planning", default=False)
 
@@ -39,6 +42,8 @@ def works_on(device: torch.device) -> bool:
 
 @cache
 def _works(index: int) -> bool:
+    if torch.version.hip is None and torch.cuda.get_device_capability(index) < OLDEST:
+        return False  # Triton has no tensor cores there
     try:
         from .probe import probe
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -23,7 +24,7 @@ GPU's cache."""
 
 @dataclass(frozen=True)
 class Config:
-    """How a kernel cuts its work: rows, output channels and input channels of a step; warps; steps loaded ahead."""
+    """How a kernel cuts its work: rows, output channels and input channels of a step; warps; stages of its pipeline."""
 
     rows: int
     columns: int
@@ -32,23 +33,25 @@ class Config:
     stages: int
 
     def shared_bytes(self, itemsize: int) -> int:
-        """What the operands that wait take of a multiprocessor's shared memory."""
-        return (self.rows + self.columns) * self.depth * itemsize * self.stages
+        """What operands take of a multiprocessor's shared memory: a row number is fetched a stage before its features."""
+        return (self.rows + self.columns) * self.depth * itemsize * ((self.stages + 1) // 2) + 2048
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Rows of a slice in the order of work.
+    """Rows of a slice in the order of work, `height` to a tile.
 
     Attributes:
         order: int32 [tiles * height] row numbers; -1 fills the last tile up.
-        taps: int32 [tiles, 27], the taps that any row of the tile has come first, ascending.
-        counts: int32 [tiles], how many these are.
+        starts: int32 [tiles + 1], where each tile's share of the following begins.
+        taps: int32 [P], the taps that any row of a tile has, ascending, tile after tile.
+        sources: int32 [P, height], for each of them the rows' neighbours; -1 where there is none.
     """
 
     order: Tensor
+    starts: Tensor
     taps: Tensor
-    counts: Tensor
+    sources: Tensor
 
     @classmethod
     def of(cls, table: Tensor, rows: slice, height: int) -> Tiles:
@@ -63,10 +66,11 @@ class Tiles:
         order = code.argsort(stable=True)
         tiles = -(-len(order) // height)
         empty = tiles * height - len(order)
-        present = torch.nn.functional.pad(part.index_select(1, order) >= 0, (0, empty)).view(TAPS, tiles, height).any(2)
-        taps = present.int().argsort(dim=0, descending=True, stable=True).t().int().contiguous()
-        order = torch.nn.functional.pad((order + rows.start).int(), (0, empty), value=-1)
-        return cls(order, taps, present.sum(0, dtype=torch.int32))
+        sources = F.pad(part.index_select(1, order), (0, empty), value=-1).view(TAPS, tiles, height).transpose(0, 1)
+        present = (sources >= 0).any(2)
+        starts = F.pad(present.sum(1).cumsum(0), (1, 0)).int()
+        order = F.pad((order + rows.start).int(), (0, empty), value=-1)
+        return cls(order, starts, present.nonzero()[:, 1].int(), sources[present])
 
 
 @triton.jit
@@ -75,17 +79,16 @@ def _implicit_gemm(
     weight,  # taps x Ci x Co, by strides
     bias,  # [Co]
     out,  # [rows, Co]
-    table,  # int32 [27, N]
     order,  # int32 [tiles * ROWS]
-    taps,  # int32 [tiles, 27]
-    counts,  # int32 [tiles]
+    starts,  # int32 [tiles + 1]
+    taps,  # int32 [P]
+    sources,  # int32 [P, ROWS]
     first,  # row of x that row 0 of out belongs to
     inputs,  # Ci
     outputs,  # Co
     weight_tap,
     weight_in,
     weight_out,
-    table_stride,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -97,19 +100,20 @@ def _implicit_gemm(
     tile = tl.program_id(0) // blocks  # programs on the same rows run side by side
     columns = tl.program_id(0) % blocks * COLUMNS + tl.arange(0, COLUMNS)
     wanted = columns < outputs
-    rows = tl.load(order + tile.to(tl.int64) * ROWS + tl.arange(0, ROWS))
-    alive = rows >= 0
+    lanes = tl.arange(0, ROWS)
     depth = tl.arange(0, DEPTH)
     steps = tl.cdiv(inputs, DEPTH)
+    start = tl.load(starts + tile)
     weight_columns = weight + columns.to(tl.int64) * weight_out
     accumulator = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    for step in range(tl.load(counts + tile) * steps):
-        tap = tl.load(taps + tile * 27 + step // steps)
-        source = tl.load(table + tap.to(tl.int64) * table_stride + rows, mask=alive, other=-1)
+    for step in range((tl.load(starts + tile + 1) - start) * steps):
+        place = start + step // steps
+        tap = tl.load(taps + place).to(tl.int64)
+        source = tl.load(sources + place.to(tl.int64) * ROWS + lanes)
         there = source >= 0
         channel = step % steps * DEPTH + depth
         patch = x + source.to(tl.int64)[:, None] * inputs + channel[None, :]
-        matrix = weight_columns[None, :] + (tap.to(tl.int64) * weight_tap + channel.to(tl.int64) * weight_in)[:, None]
+        matrix = weight_columns[None, :] + (tap * weight_tap + channel.to(tl.int64) * weight_in)[:, None]
         if EVEN_DEPTH:
             a = tl.load(patch, mask=there[:, None], other=0.0)
             b = tl.load(matrix, mask=wanted[None, :], other=0.0)
@@ -121,24 +125,24 @@ def _implicit_gemm(
             a, b = a.to(tl.float32), b.to(tl.float32)
         accumulator = tl.dot(a, b, accumulator, input_precision=PRECISION)
     accumulator += tl.load(bias + columns, mask=wanted, other=0.0).to(tl.float32)[None, :]
+    rows = tl.load(order + tile.to(tl.int64) * ROWS + lanes)
     target = out + (rows - first).to(tl.int64)[:, None] * outputs + columns[None, :]
-    tl.store(target, accumulator.to(out.dtype.element_ty), mask=alive[:, None] & wanted[None, :])
+    tl.store(target, accumulator.to(out.dtype.element_ty), mask=(rows >= 0)[:, None] & wanted[None, :])
 
 
-def convolve(out: Tensor, x: Tensor, taps: Tensor, bias: Tensor, table: Tensor, tiles: Tiles, first: int, config: Config) -> None:
+def convolve(out: Tensor, x: Tensor, taps: Tensor, bias: Tensor, tiles: Tiles, first: int, config: Config) -> None:
     """Write rows of the convolution of x [N, Ci] with taps [27, Ci, Co] and bias [Co] into out [rows, Co].
 
-    All of one dtype, float16, bfloat16 or float32; x, bias and out contiguous. `table` is int32 [27, N], `tiles` are the rows to write, made for the
-    height `config.rows`; `first` is the row of x that is row 0 of out.
+    All of one dtype, float16, bfloat16 or float32; x, bias and out contiguous. `tiles` are the rows to write, made for
+    the height `config.rows`; `first` is the row of x that is row 0 of out.
     """
     inputs, outputs = taps.shape[1:]
-    grid = (len(tiles.counts) * triton.cdiv(outputs, config.columns),)
+    grid = ((len(tiles.starts) - 1) * triton.cdiv(outputs, config.columns),)
     if not grid[0]:
         return
     with torch.cuda.device_of(x):
         _implicit_gemm[grid](
-            x, taps, bias, out, table, tiles.order, tiles.taps, tiles.counts,
-            first, inputs, outputs, *taps.stride(), table.stride(0),
+            x, taps, bias, out, tiles.order, tiles.starts, tiles.taps, tiles.sources, first, inputs, outputs, *taps.stride(),
             ROWS=config.rows, COLUMNS=config.columns, DEPTH=config.depth, EVEN_DEPTH=inputs % config.depth == 0,
             PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
             UPCAST=_interpreted() and x.dtype == torch.bfloat16,

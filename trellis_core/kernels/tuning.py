@@ -20,25 +20,25 @@ CANDIDATES = tuple(
         (128, 256, 8), (256, 128, 8), (128, 128, 8), (128, 128, 4), (128, 64, 4), (64, 128, 4), (64, 64, 4), (64, 32, 4),
     )
     for depth in (32, 64)
-    for stages in (2, 3, 4)
+    for stages in (3, 5, 7)
 )  # fmt: skip
 """What `fastest` tries."""
 
 TABLE: dict[tuple[int, int, int], Config] = {
-    (2, 1024, 1024): Config(128, 128, 64, 8, 4),
-    (2, 1024, 4096): Config(128, 256, 64, 8, 3),
-    (2, 512, 512): Config(128, 128, 64, 8, 4),
-    (2, 512, 2048): Config(128, 256, 64, 8, 3),
-    (2, 256, 256): Config(128, 128, 64, 8, 4),
-    (2, 256, 1024): Config(128, 256, 64, 8, 3),
-    (2, 128, 128): Config(128, 128, 64, 8, 4),
-    (2, 128, 512): Config(128, 256, 64, 8, 3),
-    (2, 64, 64): Config(128, 64, 64, 4, 4),
+    (2, 1024, 1024): Config(128, 128, 64, 8, 5),
+    (2, 1024, 4096): Config(128, 256, 64, 8, 5),
+    (2, 512, 512): Config(128, 128, 64, 8, 5),
+    (2, 512, 2048): Config(128, 256, 64, 8, 5),
+    (2, 256, 256): Config(128, 128, 64, 8, 5),
+    (2, 256, 1024): Config(128, 256, 64, 8, 5),
+    (2, 128, 128): Config(128, 128, 64, 8, 5),
+    (2, 128, 512): Config(128, 256, 64, 8, 5),
+    (2, 64, 64): Config(128, 64, 64, 4, 5),
 }
 """(bytes of the dtype, input channels, output channels) -> cut, for the layers of the published decoders on an H100-class
 GPU. Set by the sizes of its shared memory and registers; no GPU was at hand to measure it."""
 
-SMALL = Config(64, 32, 32, 4, 2)
+SMALL = Config(64, 32, 32, 4, 3)
 
 
 def choose(x: Tensor, inputs: int, outputs: int) -> Config:
@@ -59,13 +59,13 @@ def _choose(itemsize: int, inputs: int, outputs: int, limit: int) -> Config:
 def _by_size(itemsize: int, inputs: int, outputs: int) -> Config:
     columns = min(128, max(16, 1 << (outputs - 1).bit_length()))
     depth = min(64 if itemsize == 2 else 32, max(16, 1 << (inputs - 1).bit_length()))
-    return Config(128 if columns >= 64 else 64, columns, depth, 8 if columns == 128 else 4, 3)
+    return Config(128 if columns >= 64 else 64, columns, depth, 8 if columns == 128 else 4, 5)
 
 
 def _smaller(config: Config) -> Config:
     """Fewer stages first, they only hide waiting; then fewer columns and rows."""
-    if config.stages > 2:
-        return Config(config.rows, config.columns, config.depth, config.warps, config.stages - 1)
+    if config.stages > 3:
+        return Config(config.rows, config.columns, config.depth, config.warps, config.stages - 2)
     if config.columns > 64:
         return Config(config.rows, config.columns // 2, config.depth, 4, config.stages)
     return SMALL

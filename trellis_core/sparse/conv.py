@@ -273,7 +273,7 @@ def _run_kernel(out: Tensor, rows: slice, x, taps, bias, nmap: NeighborMap, _own
     from ..kernels.tuning import choose
 
     config = choose(x, *taps.shape[1:])
-    convolve(out, x, taps, bias.contiguous(), nmap.table, nmap.tiles(rows, config.rows), rows.start, config)
+    convolve(out, x, taps, bias.contiguous(), nmap.tiles(rows, config.rows), rows.start, config)
 
 
 class SubmanifoldConv3d(nn.Module):
