@@ -132,3 +132,38 @@ def test_progress_reaches_one_and_cancel_stops_within_a_step() -> None:
     ctx = RunContext(on_progress=lambda fraction, name: told.append(fraction))
     sample(field, torch.randn(1, 4), SamplerParams(4, 1.0), cond=1.0, neg=0.0, ctx=ctx)
     assert told[-1] == 1.0
+
+
+def walked(caching: int, steps: int = 12, interval: tuple[float, float] = (0.0, 0.0)) -> tuple[list[int], torch.Tensor]:
+    """The steps that a velocity was computed at, and where the walk ended."""
+    times, seen = flow_schedule(steps, 3.0), []
+
+    def model(x: torch.Tensor, t: torch.Tensor, cond: float) -> torch.Tensor:
+        seen.append(min(range(steps), key=lambda i: abs(times[i] - float(t[0]) / 1000)))
+        return field(x, t, cond)
+
+    x = torch.linspace(-1, 1, 8)[None]
+    params = SamplerParams(steps, 4.0, 0.0, interval, 3.0, step_caching=caching)
+    return seen, sample(model, x, params, cond=1.0, neg=0.25)
+
+
+def test_step_caching_computes_the_first_two_steps_every_nth_and_the_last() -> None:
+    assert walked(0)[0] == list(range(12))
+    assert walked(1)[0] == [0, 1, 3, 5, 7, 9, 11]
+    assert walked(3)[0] == [0, 1, 5, 9, 11]
+    assert [i for i in walked(1, interval=(0.6, 1.0))[0]] == [0, 0, 1, 1, 3, 3, 5, 5, 7, 7, 9, 10, 11]
+
+
+def test_step_caching_stays_near_and_off_changes_nothing() -> None:
+    exact, near, far = (walked(n)[1] for n in (0, 1, 3))
+    coarse = sample(field, torch.linspace(-1, 1, 8)[None], SamplerParams(7, 4.0, 0.0, (0.0, 0.0), 3.0), cond=1.0, neg=0.25)
+    assert (near - exact).abs().max() < 0.3 * (coarse - exact).abs().max()
+    assert (near - exact).abs().max() < (far - exact).abs().max()
+
+
+def test_velocities_on_a_line_are_cached_without_error() -> None:
+    exact, cached = (
+        sample(lambda x, t, cond: t[0] / 500 * torch.ones_like(x), torch.zeros(1, 3), SamplerParams(12, 1.0, step_caching=n), cond=0, neg=0)
+        for n in (0, 3)
+    )  # fmt: skip
+    assert torch.allclose(exact, cached, atol=1e-6)

@@ -30,6 +30,7 @@ class SamplerParams:
         guidance_rescale: 0..1, how far the spread of the guided estimate is pulled back to that of the unguided one.
         guidance_interval: times (low, high), both inclusive, at which guidance acts.
         rescale_t: above 1 spends more of the steps at high noise.
+        step_caching: how many steps in a row may take a velocity that is extrapolated from earlier ones; 0 for none.
     """
 
     steps: int = 50
@@ -37,6 +38,7 @@ class SamplerParams:
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     rescale_t: float = 1.0
+    step_caching: int = 0
 
 
 def flow_schedule(steps: int, rescale_t: float) -> list[float]:
@@ -77,19 +79,49 @@ def sample(
         The sample, shaped like `noise`.
     """
     guide = _Guidance(model_fn, cond, neg, params.guidance_rescale, sigma_min, ctx, sample_rows, both)
+    past = _Past(params.step_caching)
     times = flow_schedule(params.steps, params.rescale_t)
     low, high = params.guidance_interval
     count = noise.shape[0] if sample_rows is None else int(sample_rows[-1]) + 1
     x = noise
     for i, (t, t_next) in enumerate(zip(times, times[1:], strict=False)):
         tau = torch.full((count,), 1000 * t, dtype=torch.float32)
-        v = guide.velocity(x, t, tau, params.guidance_strength if low <= t <= high else 1.0)
+        strength = params.guidance_strength if low <= t <= high else 1.0
+        v = past.extrapolated(t, strength) if i + 1 < params.steps else None
+        if v is None:
+            v = guide.velocity(x, t, tau, strength)
+            past.learn(t, strength, v)
         estimate = guide.estimate(x, v, t) if on_step is not None else None
         x = x - (t - t_next) * v
         if on_step is not None:
             on_step(i, x, estimate)
         ctx.report((i + 1) / params.steps)
     return x
+
+
+@dataclass
+class _Past:
+    """The last two velocities that were computed, and a guess at the next: along the straight line through them in time.
+
+    Where guidance sets in or ends velocities jump, so those of the other side are forgotten.
+    """
+
+    most: int
+    known: tuple[tuple[float, Tensor], ...] = ()
+    strength: float | None = None
+    guesses: int = 0
+
+    def extrapolated(self, t: float, strength: float) -> Tensor | None:
+        """The velocity at time t, or None where it must be computed."""
+        if strength != self.strength or len(self.known) < 2 or self.guesses == self.most:
+            return None
+        self.guesses += 1
+        (t0, v0), (t1, v1) = self.known
+        return torch.lerp(v0, v1, (t - t0) / (t1 - t0))
+
+    def learn(self, t: float, strength: float, v: Tensor) -> None:
+        kept = self.known[-1:] if strength == self.strength else ()
+        self.known, self.strength, self.guesses = (*kept, (t, v)) if self.most else (), strength, 0
 
 
 @dataclass(frozen=True)
