@@ -17,9 +17,9 @@ MOST = 16000
 """Objects that the flow stages train on at most."""
 
 
-def cache_file(folder: Path, what: str, grid: int) -> Path:
-    """Where a cache of the objects of `grid` lies; the base grid of 32 has no suffix."""
-    return folder / (f"{what}.safetensors" if grid == 32 else f"{what}_{grid}.safetensors")
+def cache_file(folder: Path, what: str) -> Path:
+    """Where a cache lies in the folder of a run."""
+    return folder / f"{what}.safetensors"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ python -m trellis_core.training.export --run runs/mini --out trellis_core/mini
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,8 @@ from .networks import CONFIGS, DINO_CONFIG, RESOLUTIONS, make_image_encoder, mak
 from .run import auxiliary_heads
 from .stages import structure_scale
 
+PUBLISHED = ("steps", "guidance_strength", "guidance_rescale", "guidance_interval", "rescale_t")
+"""Sampler parameters that pipeline.json knows."""
 MODELS = {
     "sparse_structure_encoder": "ss_enc",
     "sparse_structure_decoder": "ss_dec",
@@ -52,7 +53,7 @@ def pipeline_config(normalization: dict[str, tuple[Tensor, Tensor]], name: str =
                 key: {
                     "name": "FlowEulerGuidanceIntervalSampler",
                     "args": {"sigma_min": 1e-5},
-                    "params": dataclasses.asdict(params),
+                    "params": {key: getattr(params, key) for key in PUBLISHED},
                 }
                 for key, params in samplers.items()
             },
@@ -91,10 +92,10 @@ def load_networks(run: Path) -> tuple[dict[str, nn.Module], dict[str, tuple[Tens
             load_averaged(f"{kind}_flow", {"model": nets[f"{kind}_flow"]}, run)
         if (run / f"{kind}_polish.pt").exists():
             load_averaged(f"{kind}_polish", {"dec": nets[f"{kind}_dec"]}, run)
-    scale = structure_scale(load_file(cache_file(run, "latents_structure", 32))["structure"])
+    scale = structure_scale(load_file(cache_file(run, "latents_structure"))["structure"])
     fold_structure_scale(nets["ss_enc"], nets["ss_dec"], scale.flatten())
-    shape = ShapeLatents.open(cache_file(run, "latents_shape", 32)).statistics()
-    return nets, {"shape": shape, "tex": TextureLatents.open(cache_file(run, "latents_texture", 32)).statistics()}
+    shape = ShapeLatents.open(cache_file(run, "latents_shape")).statistics()
+    return nets, {"shape": shape, "tex": TextureLatents.open(cache_file(run, "latents_texture")).statistics()}
 
 
 def export(run: Path, out: Path) -> int:

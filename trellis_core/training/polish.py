@@ -41,7 +41,7 @@ class _Objects:
     """Random training objects with their image tokens."""
 
     def __init__(self, run: Run) -> None:
-        self.run, self.tokens = run, Tokens.open(cache_file(run.folder, "tokens", 32))
+        self.run, self.tokens = run, Tokens.open(cache_file(run.folder, "tokens"))
 
     def draw(self, generator: torch.Generator) -> tuple[SparseBatch, Tensor]:
         count, views = self.tokens.tokens.shape[:2]

@@ -23,12 +23,11 @@ VALIDATION = 128
 
 @dataclass(frozen=True)
 class Run:
-    """Folders and data of one training run: objects on the base grid, for validation, and on the fine grid."""
+    """Folders and data of one training run: objects to train on, and for validation."""
 
     folder: Path
     data: Path
     validation: Path
-    fine: Path
     _opened: tuple[float, ShardedObjects] | None = None
 
     @property
@@ -45,11 +44,11 @@ class Run:
 
     @cached_property
     def shape_latents(self) -> ShapeLatents:
-        return ShapeLatents.open(cache_file(self.folder, "latents_shape", 32))
+        return ShapeLatents.open(cache_file(self.folder, "latents_shape"))
 
     @cached_property
     def texture_latents(self) -> TextureLatents:
-        return TextureLatents.open(cache_file(self.folder, "latents_texture", 32))
+        return TextureLatents.open(cache_file(self.folder, "latents_texture"))
 
     def load(self, stage: str, **modules: nn.Module) -> None:
         load_averaged(stage, modules, self.folder)

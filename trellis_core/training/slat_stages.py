@@ -1,4 +1,4 @@
-"""Stages of the two structured-latent flows: shape, and texture given the shape; on both grids where data is there."""
+"""Stages of the two structured-latent flows: shape, and texture given the shape."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ from .run import Run, flow_network, held_out_batch, held_out_tokens
 UNIFORM = TimeSchedule("uniform")
 HELD_OUT = 64
 BATCH = 12
-FINE_SHARE = 0.15
-"""Share of the steps on the fine grid, whose objects have about four times the tokens."""
 
 
 @dataclass(frozen=True)
@@ -36,46 +34,25 @@ class Draw:
 
 @dataclass(frozen=True)
 class Source:
-    """Cached tokens and latents of the objects of one grid."""
+    """Cached tokens and latents of the training objects."""
 
     tokens: Tokens
     latents: ShapeLatents
     texture: TextureLatents | None
-    batch: int
 
     @classmethod
-    def open(cls, folder: Path, grid: int, batch: int, with_texture: bool) -> Source:
-        texture = TextureLatents.open(cache_file(folder, "latents_texture", grid)) if with_texture else None
-        return cls(
-            Tokens.open(cache_file(folder, "tokens", grid)),
-            ShapeLatents.open(cache_file(folder, "latents_shape", grid)),
-            texture,
-            batch,
-        )
+    def open(cls, folder: Path, with_texture: bool) -> Source:
+        texture = TextureLatents.open(cache_file(folder, "latents_texture")) if with_texture else None
+        return cls(Tokens.open(cache_file(folder, "tokens")), ShapeLatents.open(cache_file(folder, "latents_shape")), texture)
 
     def draw(self, generator: torch.Generator) -> Draw:
         count, views, orders = self.tokens.tokens.shape[:3]
-        rows = torch.randint(min(count, len(self.latents)), (self.batch,), generator=generator)
-        order = torch.randint(orders, (self.batch,), generator=generator)
-        cond = self.tokens.gather(rows, torch.randint(views, (self.batch,), generator=generator), order)
+        rows = torch.randint(min(count, len(self.latents)), (BATCH,), generator=generator)
+        order = torch.randint(orders, (BATCH,), generator=generator)
+        cond = self.tokens.gather(rows, torch.randint(views, (BATCH,), generator=generator), order)
         index, coords = self.latents.rows(rows.tolist())
         texture = None if self.texture is None else self.texture.texture[order[coords[:, 0].long()], index]
         return Draw(coords, cond, self.latents.shape[index], texture)
-
-
-def open_sources(folder: Path, with_texture: bool) -> list[Source]:
-    """The base grid, and the fine grid if it has been cached."""
-    sources = [Source.open(folder, 32, BATCH, with_texture)]
-    last = "latents_texture" if with_texture else "latents_shape"
-    if cache_file(folder, last, 64).exists() and cache_file(folder, "tokens", 64).exists():
-        sources.append(Source.open(folder, 64, BATCH // 4, with_texture))
-    return sources
-
-
-def choose(sources: list[Source], generator: torch.Generator) -> Draw:
-    """A batch of the fine grid now and then, else of the base grid."""
-    fine = len(sources) > 1 and torch.rand((), generator=generator).item() < FINE_SHARE
-    return sources[int(fine)].draw(generator)
 
 
 def _report(
@@ -108,11 +85,11 @@ def _held_out(run: Run, with_texture: bool) -> Draw:
 
 def train_shape_flow(run: Run, recipe: Recipe) -> None:
     """Shape flow on normalised shape latents."""
-    model, sources, held_out = flow_network("shape_flow"), open_sources(run.folder, False), _held_out(run, False)
-    mean, std = sources[0].latents.statistics()
+    model, source, held_out = flow_network("shape_flow"), Source.open(run.folder, False), _held_out(run, False)
+    mean, std = source.latents.statistics()
 
     def loss(generator: torch.Generator) -> dict[str, Tensor]:
-        draw = choose(sources, generator)
+        draw = source.draw(generator)
         return {"loss": slat_flow_loss(model, (draw.shape - mean) / std, draw.coords, draw.cond, generator, SHAPE_TIMES)}
 
     def evaluate() -> dict[str, float]:
@@ -123,12 +100,12 @@ def train_shape_flow(run: Run, recipe: Recipe) -> None:
 
 def train_texture_flow(run: Run, recipe: Recipe) -> None:
     """Texture flow on normalised texture latents, given the normalised shape latent."""
-    model, sources, held_out = flow_network("tex_flow"), open_sources(run.folder, True), _held_out(run, True)
-    shape_mean, shape_std = sources[0].latents.statistics()
+    model, source, held_out = flow_network("tex_flow"), Source.open(run.folder, True), _held_out(run, True)
+    shape_mean, shape_std = source.latents.statistics()
     mean, std = run.texture_latents.statistics()
 
     def loss(generator: torch.Generator) -> dict[str, Tensor]:
-        draw = choose(sources, generator)
+        draw = source.draw(generator)
         shape = (draw.shape - shape_mean) / shape_std
         x0 = (draw.texture - mean) / std
         return {"loss": slat_flow_loss(model, x0, draw.coords, draw.cond, generator, TEXTURE_TIMES, concat=shape)}

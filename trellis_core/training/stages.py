@@ -131,9 +131,9 @@ def train_structure_flow(run: Run, recipe: Recipe) -> None:
     model = flow_network("ss_flow")
     enc, dec = make_network("ss_enc"), make_network("ss_dec")
     run.load("ss_vae", enc=enc, dec=dec)
-    latents = load_file(cache_file(run.folder, "latents_structure", 32))["structure"]
+    latents = load_file(cache_file(run.folder, "latents_structure"))["structure"]
     scale = structure_scale(latents)
-    tokens = Tokens.open(cache_file(run.folder, "tokens", 32))
+    tokens = Tokens.open(cache_file(run.folder, "tokens"))
     count = min(len(latents), len(tokens.tokens))
     truth = batches.occupancy([run.held_out.targets(i, 32) for i in range(VALIDATION)])
     with torch.no_grad():

@@ -22,7 +22,7 @@ from .networks import make_image_encoder, make_network
 from .run import Run, auxiliary_heads
 from .stages import RECIPES, STAGES
 
-OBJECTS = 12000
+OBJECTS = 23000
 VALIDATION_SEED = 1_000_000
 
 
@@ -52,36 +52,29 @@ CACHES = {
     "texture": (cache_latents("tex"), "latents_texture"),
 }
 ORDER = (
-    "encoder", "tokens", "tokens_64", "ss_vae", "structure", "shape_vae", "shape", "shape_64", "tex_vae", "texture", "texture_64",
+    "encoder", "tokens", "ss_vae", "structure", "shape_vae", "shape", "tex_vae", "texture",
     "ss_flow", "shape_flow", "tex_flow", "shape_polish", "tex_polish",
 )  # fmt: skip
-"""Steps of a full run; names ending in _64 make caches of the objects on the fine grid."""
+"""Steps of a full run."""
 
 
 def make_data(run: Run, objects: int, workers: int) -> None:
     """Generate the training and the validation objects that are missing."""
     if not run.validation.exists():
         make_dataset(["--out", str(run.validation), "--first", str(VALIDATION_SEED), "--count", "128"])
-    if not run.fine.exists():
-        make_dataset(
-            ["--out", str(run.fine), "--count", str(objects // 8), "--grid", "64", "--views", "1", "--workers", str(workers)]
-        )
     if not run.data.exists():
         make_dataset(["--out", str(run.data), "--count", str(objects), "--workers", str(workers)])
 
 
 def run_step(run: Run, name: str, share: float = 1.0, seconds: float | None = None, lr: float | None = None) -> None:
     """Train a stage or make a cache, unless it is there."""
-    what = name.removesuffix("_64")
-    if what in CACHES:
-        make, file = CACHES[what]
-        grid = 64 if name.endswith("_64") else 32
-        path = cache.cache_file(run.folder, file, grid)
+    if name in CACHES:
+        make, file = CACHES[name]
+        path = cache.cache_file(run.folder, file)
         if not path.exists():
-            make(run, ShardedObjects(run.fine) if grid == 64 else run.objects, path)
+            make(run, run.objects, path)
         return
-    recipe = RECIPES[name]
-    recipe = recipe.scaled(share)
+    recipe = RECIPES[name].scaled(share)
     if seconds is not None:
         recipe = dataclasses.replace(recipe, seconds=seconds)
     if lr is not None:
@@ -102,13 +95,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--objects", type=int, default=OBJECTS, help="training objects to generate if there are none")
     parser.add_argument("--data", type=Path, help="folder of the training objects (default OUT/data)")
     parser.add_argument("--validation", type=Path, help="folder of the validation objects (default OUT/validation)")
-    parser.add_argument("--fine", type=Path, help="folder of the objects on the fine grid (default OUT/fine)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; one is the most efficient")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    run = Run(
-        args.out, args.data or args.out / "data", args.validation or args.out / "validation", args.fine or args.out / "fine"
-    )
+    run = Run(args.out, args.data or args.out / "data", args.validation or args.out / "validation")
     make_data(run, args.objects, args.threads)
     share = args.budget_minutes * 60 / sum(r.seconds for r in RECIPES.values()) if args.budget_minutes else 1.0
     for name in args.stage or ORDER:
