@@ -150,6 +150,38 @@ def test_a_bowl_stays_a_sheet() -> None:
     assert furthest(result, bowl) < 0.3
 
 
+def openings(name: str) -> tuple[Mesh, float]:
+    """A sheet with real openings, and its area."""
+    if name == "vase":
+        mesh = decoded(lambda p: np.maximum(np.hypot(p[..., 0] - 0.01, p[..., 1] - 0.01) - 0.2, np.abs(p[..., 2] - 0.003) - 0.4))
+        keep = lambda middle: middle[:, 2] < 0.37  # noqa: E731
+    else:
+        mesh = decoded(ball(0.35))
+        keep = lambda middle: middle[:, 2] < 0.28  # noqa: E731
+    mesh = Mesh(mesh.vertices, mesh.faces[keep(mesh.vertices[mesh.faces.long()].mean(1))])
+    return mesh, float(face_areas(mesh.vertices.numpy(), mesh.faces.numpy()).sum())
+
+
+@pytest.mark.parametrize("name", ["vase", "flask"])
+def test_deep_vessels_keep_their_openings(name: str) -> None:
+    mesh, area = openings(name)
+    result = solid_remesh(mesh, R)
+    assert face_areas(result.vertices.numpy(), result.faces.numpy()).sum() == pytest.approx(area, rel=0.03)
+    assert (edges(result.faces.numpy()).counts == 1).any()
+
+
+def test_a_solid_torn_wide_open_is_closed() -> None:
+    intact = decoded(SOLIDS["block"])
+    middle = intact.vertices[intact.faces.long()].mean(1)
+    holes = torch.from_numpy(np.random.default_rng(5).choice(middle.numpy(), 14, replace=False))
+    torn = torch.cdist(middle, holes).min(1).values < 2.2 / R  # too wide for gaps of two steps, even tripled
+    assert 0.1 < float(torn.float().mean()) < 0.2
+    result, whole = solid_remesh(Mesh(intact.vertices, intact.faces[~torn]), R), solid_remesh(intact, R)
+    assert is_closed_and_uniform(result)
+    assert volume(result) == pytest.approx(volume(whole), rel=0.03)
+    assert furthest(result, whole) < 1.5
+
+
 def test_two_bodies_a_slot_apart_stay_apart() -> None:
     slabs = [decoded(block((0.3, 0.3, 0.1), (0.01, 0.01, z))) for z in (-0.17, 0.17)]
     result = solid_remesh(joined(*slabs), R)

@@ -32,18 +32,21 @@ class Crossings:
     point: Tensor
 
 
-def grid_crossings(triangles: Tensor, voxel_size: Tensor, grid_size: int, ctx: RunContext = QUIET) -> Iterator[Crossings]:
+def grid_crossings(
+    triangles: Tensor, voxel_size: Tensor, grid_size: int, ctx: RunContext = QUIET, axes: tuple[int, ...] = (0, 1, 2)
+) -> Iterator[Crossings]:
     """All piercings of grid lines, in batches of bounded size.
 
     Args:
         triangles: float32 [T, 3, 3], corners relative to the low corner of the grid.
         voxel_size: float32 [3].
         grid_size: voxels per axis.
+        axes: directions of the lines to look at.
     """
     for start in range(0, len(triangles), _TRIANGLES):
         ctx.report(start / len(triangles))
         chunk = triangles[start : start + _TRIANGLES]
-        for batch in _chunk_crossings(chunk, voxel_size, grid_size, ctx):
+        for batch in _chunk_crossings(chunk, voxel_size, grid_size, axes, ctx):
             yield Crossings(batch.triangle + start, batch.axis, batch.voxel, batch.point)
 
 
@@ -64,14 +67,17 @@ def spread(counts: Tensor) -> tuple[Tensor, Tensor]:
     return entry, torch.arange(len(entry), device=counts.device) - first[entry]
 
 
-def _chunk_crossings(triangles: Tensor, voxel_size: Tensor, grid_size: int, ctx: RunContext) -> Iterator[Crossings]:
+def _chunk_crossings(
+    triangles: Tensor, voxel_size: Tensor, grid_size: int, axes: tuple[int, ...], ctx: RunContext
+) -> Iterator[Crossings]:
     """One entry a (triangle, axis): sorted along b into rows, each row a span of columns along a, each column one depth c."""
-    across = torch.tensor([[1, 2, 0], [2, 0, 1], [0, 1, 2]], device=triangles.device)
+    directions = torch.tensor(axes, device=triangles.device)
+    across = torch.stack([(directions + 1) % 3, (directions + 2) % 3, directions], 1)
     corners = triangles.double()[:, :, across].transpose(1, 2).reshape(-1, 3, 3)  # [entry, corner, (a, b, c)]
     order = corners[:, :, 1].sort(dim=1, stable=True).indices
     corners = corners.gather(1, order[:, :, None].expand(-1, -1, 3))
-    axis = torch.arange(len(corners), device=triangles.device) % 3
-    size = voxel_size[across][axis]  # float32 [entry, (a, b, c)]
+    axis = directions.repeat(len(triangles))
+    size = voxel_size[across].repeat(len(triangles), 1)  # float32 [entry, (a, b, c)]
     cell = _cell(corners[:, :, 1], size[:, 1:2], grid_size)
     rows = cell[:, 2] - cell[:, 0]
     for part in split_by_count(rows, _ROWS):
@@ -94,7 +100,7 @@ def _chunk_crossings(triangles: Tensor, voxel_size: Tensor, grid_size: int, ctx:
             back = torch.stack([(2 - axis[at]) % 3, (3 - axis[at]) % 3, (4 - axis[at]) % 3], 1)  # xyz's place in (a, b, c)
             voxel = torch.stack([x, y, z], 1).gather(1, back)
             point = torch.stack([a, b, c.float()], 1).gather(1, back)
-            yield Crossings((at // 3)[inside], axis[at][inside], voxel[inside], point[inside])
+            yield Crossings((at // len(axes))[inside], axis[at][inside], voxel[inside], point[inside])
 
 
 def _cell(position: Tensor, size: Tensor, grid_size: int) -> Tensor:

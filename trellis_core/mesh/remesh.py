@@ -23,6 +23,7 @@ from .inside import NODE_BYTES, Lattice, Walls, find_inside, find_walls, margin
 from .manifold import make_manifold
 from .orient import unify_winding
 from .topology import Array, compact, edges, face_areas, face_components, face_normals
+from .vote import has_lids, odd_share, vote_inside
 
 _SHIFT = np.array([1.3e-3, 1.7e-3, 1.1e-3])  # of a step: keeps lattice nodes off axis-aligned faces
 _HOLE_PERIMETER = 8.0  # steps round a hole per step of gap to close
@@ -32,6 +33,7 @@ _PROJECT = 0.5  # steps that a vertex may move onto the input
 _MEMORY = 2_000_000_000  # bytes for a lattice where no budget is given
 _WIDER = (1.0, 1.5, 3.0)  # gaps that are tried, by the widest that is to be closed
 _TORN = 0.04  # share of the surface that may bound nothing before wider gaps are tried
+_VOTED = 4_000_000  # lattice nodes up to which rays are cast from all of them
 _SCRAP = 150.0  # square steps below which a sheet beside a solid is dropped
 _SPECK = 3.0  # steps from corner to corner below which a part is dropped
 _SMOOTHING = 30
@@ -93,19 +95,26 @@ def _decide(
     """Inside nodes bool [lattice.size], and the edges, of those that the mesh really pierces, with both ends outside.
 
     Where some of the mesh bounds nothing it may be torn wider than usual: wider gaps are closed, too, if that halves
-    what bounds nothing. True sheets are not impressed.
+    what bounds nothing. True sheets are not impressed. On small lattices rays may decide in the end, where that does not
+    put lids on openings.
     """
     samples = np.concatenate([walls.point, _samples(*capped)])
     node, stride = real // 3, np.array(lattice.strides)[real % 3]
     best = None
     for nth, wider in enumerate(_WIDER):
-        part = ctx.part(nth / len(_WIDER), (nth + 1) / len(_WIDER), "remesh")
+        part = ctx.part(0.9 * nth / len(_WIDER), 0.9 * (nth + 1) / len(_WIDER), "remesh")
         inside = fill_pinches(find_inside(np.unique(walls.edge), samples, lattice, wider * close_gaps, part), lattice)
         loose = real[~inside[node] & ~inside[node + stride]]
         if best is None or len(loose) < len(best[1]) / 2:
             best = inside, loose
         if len(loose) < _TORN * len(real) or not close_gaps:
-            break
+            return best
+    if lattice.size <= _VOTED:
+        share = odd_share(capped[0][capped[1]], lattice, ctx.part(0.9, 1.0, "remesh"))
+        inside = fill_pinches(vote_inside(share, walls.edge, best[0], lattice), lattice)
+        loose = real[~inside[node] & ~inside[node + stride]]
+        if len(loose) < len(best[1]) / 2 and not has_lids(solid_quads(inside, lattice), walls.edge):
+            best = inside, loose
     return best
 
 
