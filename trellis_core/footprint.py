@@ -19,6 +19,7 @@ from .flow.context import Kept, Tokens
 from .flow.prepared import KEPT_BYTES, PAIR_ROWS
 from .flow.transformer import FlowParams, FlowTransformer
 from .image.dino import DinoV3Params
+from .kernels import planning
 from .peak import PeakMeter
 from .sparse.conv import PATCH_BYTES
 from .vae.blocks import CHUNK_BYTES
@@ -33,9 +34,11 @@ GROWTH = 4.2
 """Voxels of a surface per voxel of the next coarser level (measured: 4.0 to 4.3)."""
 MAP_ROW = 27 * 4 * 3 + 16 + 40
 """Bytes a row of a level: neighbour table, its second form and that one's making, coordinates, the plan that made it."""
+ORDER_ROW = 24
+"""Bytes a row more where kernels run: putting rows in order."""
 
 
-def activation_bytes(params: Any, rows: int, dtype: torch.dtype, frugal: bool = False) -> int:
+def activation_bytes(params: Any, rows: int, dtype: torch.dtype, frugal: bool = False, kernels: bool = False) -> int:
     """Peak bytes of activations.
 
     Args:
@@ -43,16 +46,17 @@ def activation_bytes(params: Any, rows: int, dtype: torch.dtype, frugal: bool = 
         rows: tokens or latent voxels of all samples together; for the image encoder its input pixels.
         dtype: of the torso.
         frugal: see `RunContext`.
+        kernels: whether Triton kernels work on the device (see `kernels.works_on`); they need less.
 
     Returns:
         An estimate on the safe side; 0 for other params.
     """
     if isinstance(params, FlowParams):
-        return _flow_bytes(params, rows, dtype, frugal)
+        return _flow_bytes(params, rows, dtype, frugal, kernels)
     if isinstance(params, DinoV3Params):
         return rows // params.patch_size**2 * params.hidden_size * dtype.itemsize * IMAGE_COPIES
     if isinstance(params, SparseUnetVaeDecoderParams):
-        return sparse_decoder_bytes(params, level_rows(params, rows), dtype, frugal)
+        return sparse_decoder_bytes(params, level_rows(params, rows), dtype, frugal, kernels)
     if isinstance(params, SparseStructureDecoderParams):
         return _dense_decoder_bytes(params, dtype) * rows
     return 0
@@ -63,8 +67,8 @@ def level_rows(params: SparseUnetVaeDecoderParams, rows: int) -> list[int]:
     return [round(rows * GROWTH**level) for level in range(len(params.model_channels))]
 
 
-def _flow_bytes(params: FlowParams, rows: int, dtype: torch.dtype, frugal: bool) -> int:
-    per_row, per_context = _flow_slopes(params, dtype)
+def _flow_bytes(params: FlowParams, rows: int, dtype: torch.dtype, frugal: bool, kernels: bool) -> int:
+    per_row, per_context = _flow_slopes(params, dtype, kernels)
     kept = 0
     if not frugal:
         rows *= 2 if rows <= PAIR_ROWS else 1
@@ -74,7 +78,7 @@ def _flow_bytes(params: FlowParams, rows: int, dtype: torch.dtype, frugal: bool)
 
 @lru_cache
 @torch.no_grad()
-def _flow_slopes(params: FlowParams, dtype: torch.dtype) -> tuple[float, float]:
+def _flow_slopes(params: FlowParams, dtype: torch.dtype, kernels: bool) -> tuple[float, float]:
     """Bytes per token and per context token of one layer; a forward pass holds one layer's activations at a time."""
     model = FlowTransformer(replace(params, num_blocks=1), device="meta", dtype=dtype)
     peaks = []
@@ -82,7 +86,7 @@ def _flow_slopes(params: FlowParams, dtype: torch.dtype) -> tuple[float, float]:
         batch, seen = Batch((rows,)), Batch((context,))
         positions = torch.zeros(1, rows, 3, dtype=torch.int32, device="meta")
         x = torch.zeros(1, rows, params.in_channels, device="meta")
-        with PeakMeter() as meter, FusedAttention():
+        with PeakMeter() as meter, FusedAttention(), planning(kernels):
             tokens = Tokens(seen, torch.zeros(1, context, params.cond_channels, dtype=dtype, device="meta"))
             mod = model.modulation(torch.zeros(1, device="meta"))
             model.velocity(x, model.layout(positions, batch), mod, tokens)
@@ -109,17 +113,24 @@ def _dense_decoder_bytes(params: SparseStructureDecoderParams, dtype: torch.dtyp
     return meter.peak / side**3
 
 
-def sparse_decoder_bytes(params: SparseUnetVaeDecoderParams, rows: list[int], dtype: torch.dtype, frugal: bool = False) -> int:
-    """Peak of a sparse decoder with these rows on its levels, coarse to fine, working in chunks (see `vae.blocks`)."""
+def sparse_decoder_bytes(
+    params: SparseUnetVaeDecoderParams, rows: list[int], dtype: torch.dtype, frugal: bool = False, kernels: bool = False
+) -> int:
+    """Peak of a sparse decoder with these rows on its levels, coarse to fine, working in chunks (see `vae.blocks`).
+
+    Kernels read features as they are; without them a padded copy and matrices of patches are made.
+    """
     size, chunk = dtype.itemsize, CHUNK_BYTES[frugal]
+    copies = 2 if kernels else 3  # of the level's features: input, output, a padded copy
+    map_row = MAP_ROW + (ORDER_ROW if kernels else 0)
     peaks = []
     for level, (count, channels) in enumerate(zip(rows, params.model_channels, strict=True)):
         stream = count * channels * size
-        work = min(chunk, count * channels * 16) * 2 + min(PATCH_BYTES, 27 * stream)
-        maps = count * MAP_ROW
-        peaks.append(3 * stream + work + maps)  # input, its padded copy, output
+        work = min(chunk, count * channels * 16) * 2 + (0 if kernels else min(PATCH_BYTES, 27 * stream))
+        maps = count * map_row
+        peaks.append(copies * stream + work + maps)
         if level + 1 < len(rows):
             fine = rows[level + 1] * params.model_channels[level + 1] * size
-            maps += rows[level + 1] * MAP_ROW
-            peaks.append(max(3 * stream + fine, stream + 3 * fine) + work + maps)
+            maps += rows[level + 1] * map_row
+            peaks.append(max(copies * stream + fine, stream + copies * fine) + work + maps)
     return max(peaks)

@@ -11,6 +11,7 @@ import torch
 from .errors import OutOfBudgetError
 from .family import IMAGE_ROLE, Family, Route
 from .footprint import activation_bytes
+from .kernels import works_on
 from .run import RunContext
 from .settings import GenerationSettings
 
@@ -103,7 +104,8 @@ def _plan(family: Family, settings: GenerationSettings, route: Route, ctx: RunCo
             rows = coarse
         network = family.networks[role].build(ctx)
         dtype = getattr(network, "dtype", torch.float32)
-        steps.append(Step(role, rows, _size(network), activation_bytes(network.params, rows, dtype, ctx.frugal)))
+        work = activation_bytes(network.params, rows, dtype, ctx.frugal, works_on(ctx.device))
+        steps.append(Step(role, rows, _size(network), work))
     return Plan(tuple(steps), ctx, settings)
 
 

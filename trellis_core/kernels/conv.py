@@ -66,7 +66,9 @@ class Tiles:
         order = code.argsort(stable=True)
         tiles = -(-len(order) // height)
         empty = tiles * height - len(order)
-        sources = F.pad(part.index_select(1, order), (0, empty), value=-1).view(TAPS, tiles, height).transpose(0, 1)
+        sources = part.index_select(1, F.pad(order, (0, empty)))
+        sources[:, len(order) :] = -1
+        sources = sources.view(TAPS, tiles, height).transpose(0, 1)
         present = (sources >= 0).any(2)
         starts = F.pad(present.sum(1).cumsum(0), (1, 0)).int()
         order = F.pad((order + rows.start).int(), (0, empty), value=-1)
