@@ -8,22 +8,22 @@ work="${LORA_RUNS:-runs/loras}"
 target=trellis_core/lora/demo
 mkdir -p "$target"
 
-make() { # style, stage, name, then options of the trainer
-  local style="$1" stage="$2" name="$3"
-  shift 3
+make() { # style, stage, name, the strength that is baked in as 1, then options of the trainer
+  local style="$1" stage="$2" name="$3" strength="$4"
+  shift 4
   rm -rf "$work/$style"
-  "$python" -m trellis_core.lora.demo_data --style "$style" --out "$work/data/$style" --count 20
+  [ -d "$work/data/$style" ] || "$python" -m trellis_core.lora.demo_data --style "$style" --out "$work/data/$style" --count 20
   "$python" -m trellis_core train-lora --family mini --data "$work/data/$style" --out "$work/$style" --stage "$stage" \
     --rank 16 --views 3 --sample-every 1000 "$@"
-  cp "$work/$style/$stage.safetensors" "$target/$name.safetensors"
+  "$python" -m trellis_core lora scale "$work/$style/$stage.safetensors" "$strength" -o "$target/$name.safetensors"
 }
 
 for style in "${@:-tall blocky gold}"; do
   for one in $style; do
     case "$one" in
-      tall) make tall structure tall-and-thin --steps 200 --learning-rate 5e-3 ;;
-      blocky) make blocky shape blocky --steps 170 --learning-rate 3e-3 --batch 4 ;;
-      gold) make gold texture polished-gold --steps 140 --learning-rate 5e-3 --batch 4 ;;
+      tall) make tall structure tall-and-thin 1 --steps 150 --learning-rate 4e-3 ;;
+      blocky) make blocky shape blocky 1 --steps 150 --learning-rate 4e-3 --batch 4 ;;
+      gold) make gold texture polished-gold 0.7 --steps 100 --learning-rate 2e-3 --batch 4 ;;
       *) echo "no such style: $one" >&2 && exit 2 ;;
     esac
   done

@@ -29,8 +29,9 @@ FIRST_SEED = 7_000_000
 GRID = 48
 VIEWS = 3
 GOLD = Look((1.0, 0.78, 0.34), 1.0, 0.12)
-STRETCH = 2.2
-BLOCKS = 16
+STRETCH = 1.8
+BLOCKS = 8
+"""Cubes along the longest side: mini's structure has as many voxels there, so every cube is one of them."""
 
 
 def styled(obj: ProceduralObject, style: str) -> tuple[Tensor, Tensor, list[Look]]:
@@ -44,6 +45,7 @@ def styled(obj: ProceduralObject, style: str) -> tuple[Tensor, Tensor, list[Look
     if style == "tall":
         vertices[:, 2] *= STRETCH
     elif style == "blocky":
+        vertices = in_unit_cube(vertices)
         built, squares = blocks(vertices)
         nearest = cKDTree(vertices.numpy()).query(built[squares].mean(1).numpy())[1]
         owner = np.zeros(len(vertices), np.int64)
@@ -54,10 +56,18 @@ def styled(obj: ProceduralObject, style: str) -> tuple[Tensor, Tensor, list[Look
     return vertices, faces, looks
 
 
-def blocks(vertices: Tensor) -> tuple[Tensor, Tensor]:
-    """The cubes that a dense closed surface fills, `BLOCKS` along its longest side: vertices and outer faces."""
+def in_unit_cube(vertices: Tensor) -> Tensor:
+    """Scaled and moved into the middle of [0, 1]^3, as large as fits."""
     low, high = vertices.amin(0), vertices.amax(0)
-    cells = ((vertices - low) / (high - low).max() * BLOCKS).long().clamp(0, BLOCKS - 1)
+    return (vertices - (low + high) / 2) / (high - low).max() + 0.5
+
+
+def blocks(vertices: Tensor) -> tuple[Tensor, Tensor]:
+    """The cubes of the unit cube's grid that a dense closed surface in it fills: vertices [V, 3] and outer faces [F, 3].
+
+    A surface in the middle of the unit cube gives blocks in its middle, so encoders see them on their own grid.
+    """
+    cells = (vertices * BLOCKS).long().clamp(0, BLOCKS - 1)
     filled = np.zeros((BLOCKS + 2,) * 3, bool)
     filled[tuple((cells + 1).T.numpy())] = True
     filled = torch.from_numpy(binary_fill_holes(filled))

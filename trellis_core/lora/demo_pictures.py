@@ -1,4 +1,4 @@
-"""What the demonstration LoRAs do, as one picture: rows of strengths 0, 0.5 and 1 for each.
+"""What the demonstration LoRAs do, as one picture: a row for each, the picture and finished models at strengths 0, 0.5, 1.
 
     python -m trellis_core.lora.demo_pictures --out examples/loras.jpg
 """
@@ -12,28 +12,18 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from .. import stages
-from ..family import Family, load_family
+from ..family import load_family
 from ..image.preprocess import open_picture
+from ..mesh.preview.asset import draw_asset
 from ..settings import GenerationSettings
-from ..values import Mesh, PbrVoxels
-from .samples import draw_model
 from .source import BUNDLED
 from .stack import Lora, place
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SHOWN = (("tall-and-thin", "structure", "icon_tree.png"), ("blocky", "shape", "icon_duck.png"), ("polished-gold", "texture", "icon_duck.png"))
+SHOWN = (("tall-and-thin", "structure", "icon_duck.png"), ("blocky", "shape", "icon_duck.png"), ("polished-gold", "texture", "icon_tree.png"))
 STRENGTHS = (0.0, 0.5, 1.0)
 SIDE, LABEL = 300, 22
-
-
-def made(family: Family, picture: Image.Image, lora: Lora, settings: GenerationSettings) -> tuple[Mesh, PbrVoxels]:
-    """The decoded, unfinished model of a picture with one LoRA."""
-    family, _ = place(family, [lora], family.route(settings.resolution))
-    seen = stages.condition(family, picture, settings)
-    structure = stages.sample_structure(family, seen, settings)
-    shape = stages.sample_shape(family, seen, structure, settings)
-    ((mesh, voxels),) = stages.decode(family, shape, stages.sample_texture(family, seen, shape, settings))
-    return mesh, voxels
+PAPER, INK = (236, 236, 238), (40, 42, 48)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -42,16 +32,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=EXAMPLES / "loras.jpg")
     parser.add_argument("--loras", type=Path, default=BUNDLED)
     args = parser.parse_args(argv)
-    family, settings = load_family("mini"), GenerationSettings(resolution=512, seed=1)
-    sheet = Image.new("RGB", (SIDE * len(STRENGTHS), (SIDE + LABEL) * len(SHOWN)), "white")
+    family, settings = load_family("mini"), GenerationSettings(resolution=512, texture_size=1024, seed=1)
+    route = family.route(settings.resolution)
+    sheet = Image.new("RGB", (SIDE * (1 + len(STRENGTHS)), (SIDE + LABEL) * len(SHOWN)), PAPER)
     canvas = ImageDraw.Draw(sheet)
     for row, (name, stage, picture) in enumerate(SHOWN):
+        top = row * (SIDE + LABEL)
         source = open_picture(EXAMPLES / picture)
-        for column, strength in enumerate(STRENGTHS):
-            lora = Lora(args.loras / f"{name}.safetensors", strength, stage)
-            corner = column * SIDE, row * (SIDE + LABEL)
-            sheet.paste(draw_model(*made(family, source, lora, settings), SIDE), (corner[0], corner[1] + LABEL))
-            canvas.text((corner[0] + 8, corner[1] + 5), f"{name} ({stage}), strength {strength:g}", fill=(40, 42, 48))
+        small = source.convert("RGBA").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+        sheet.paste(small, (0, top + LABEL), small)
+        canvas.text((8, top + 5), f"{name} ({stage})", fill=INK)
+        for column, strength in enumerate(STRENGTHS, 1):
+            changed, _ = place(family, [Lora(args.loras / f"{name}.safetensors", strength, stage)], route)
+            asset = stages.generate(changed, source, settings)
+            sheet.paste(Image.fromarray(draw_asset(asset, size=SIDE)), (column * SIDE, top + LABEL))
+            canvas.text((column * SIDE + 8, top + 5), f"strength {strength:g}", fill=INK)
     sheet.save(args.out, quality=88)
     print(args.out)
 
