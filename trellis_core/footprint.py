@@ -34,7 +34,7 @@ GROWTH = 4.2
 """Voxels of a surface per voxel of the next coarser level (measured: 4.0 to 4.3)."""
 MAP_ROW = 27 * 4 * 3 + 16 + 40
 """Bytes a row of a level: neighbour table, its second form and that one's making, coordinates, the plan that made it."""
-ORDER_ROW = 24
+ORDER_ROW = 48
 """Bytes a row more where kernels run: putting rows in order."""
 
 
@@ -126,7 +126,8 @@ def sparse_decoder_bytes(
     peaks = []
     for level, (count, channels) in enumerate(zip(rows, params.model_channels, strict=True)):
         stream = count * channels * size
-        work = min(chunk, count * channels * 16) * 2 + (0 if kernels else min(PATCH_BYTES, 27 * stream))
+        wide = min(chunk, count * channels * 16)
+        work = 3 * wide if kernels else 2 * wide + min(PATCH_BYTES, 27 * stream)
         maps = count * map_row
         peaks.append(copies * stream + work + maps)
         if level + 1 < len(rows):
