@@ -220,7 +220,8 @@ def test_a_client_that_goes_away_takes_its_sync_run_back(tmp_path: Path) -> None
     with serving(tmp_path, gate) as (base, service):
         host, port = base.removeprefix("http://").split("/")[0].split(":")
         body = json.dumps({"image_url": PIXELS}).encode()
-        head = f"POST /fal/run/{APP} HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: Key {KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST /fal/run/{APP} HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: Key {KEY}\r\n"
+        head += f"Content-Length: {len(body)}\r\n\r\n"
         with socket.create_connection((host, int(port))) as client:
             client.sendall(head.encode() + body)
             gate.began.acquire()
@@ -235,7 +236,8 @@ def _upload_address(base: str) -> tuple[str, str, bytes]:
     """Where a file can be put and will be found, and the beginning of a request that puts 100,000 bytes there."""
     made = _call("POST", f"{base}/rest/storage/upload/initiate", {"file_name": "../../a b", "content_type": "image/png"})[1]
     path, host = made["upload_url"].split("/", 3)[3], base.split("/")[2]
-    return made["upload_url"], made["file_url"], f"PUT /{path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 100000\r\n\r\nhalf".encode()
+    request = f"PUT /{path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 100000\r\n\r\nhalf"
+    return made["upload_url"], made["file_url"], request.encode()
 
 
 def _half_sent(base: str, service: Service, request: bytes) -> socket.socket:
@@ -357,6 +359,19 @@ def test_low_priority_waits_and_the_line_has_an_end(tmp_path: Path) -> None:
         for _ in range(3):
             gate.began.acquire()
         assert [inputs.settings.seed for inputs in gate.seen] == [0, 2, 3, 1]
+
+
+def test_two_hundred_jobs_end_in_their_order_with_their_own_results(tmp_path: Path) -> None:
+    gate = Gate(closed=True)
+    with serving(tmp_path, gate) as (base, service):
+        ids = [_submit(base, seed=seed) for seed in range(200)]
+        gate.began.acquire()
+        assert _call("GET", f"{base}/queue/{APP}/requests/{ids[-1]}/status")[1]["queue_position"] == 198
+        gate.open()
+        assert [_end(base, request_id)[1]["seed"] for request_id in reversed(ids)] == list(reversed(range(200)))
+        assert [inputs.settings.seed for inputs in gate.seen] == list(range(200))
+        assert not list((tmp_path / "scratch").iterdir()) and not list((tmp_path / "jobs").glob("*.input"))
+        assert service.store.used == 200 * len(GLB)
 
 
 def test_webhooks_to_hosts_that_are_down_or_private_harm_nothing(tmp_path: Path) -> None:

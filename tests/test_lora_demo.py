@@ -48,7 +48,8 @@ def test_the_structure_grows_tall_and_thin(family, conditions):
     def slenderness(strength):
         ratios = []
         for condition in conditions:
-            coords = stages.sample_structure(with_lora(family, "tall-and-thin", strength), condition, SETTINGS, samples=4).coords
+            tall = with_lora(family, "tall-and-thin", strength)
+            coords = stages.sample_structure(tall, condition, SETTINGS, samples=4).coords
             for sample in range(4):
                 size = coords[coords[:, 0] == sample, 1:].float().std(0)
                 ratios.append(size[2] / size[:2].max())
@@ -95,7 +96,8 @@ def test_other_stages_give_the_same_bits(family, conditions):
     golden = with_lora(family, "polished-gold", 1.0)
     structure = stages.sample_structure(golden, conditions[0], SETTINGS)
     assert torch.equal(plain.coords, structure.coords) and torch.equal(plain.rng, structure.rng)
-    shapes = [stages.sample_shape(f, conditions[0], plain, SETTINGS) for f in (family, golden, with_lora(family, "tall-and-thin", 1.0))]
+    tall, blocky = (with_lora(family, name, 1.0) for name in ("tall-and-thin", "blocky"))
+    shapes = [stages.sample_shape(f, conditions[0], plain, SETTINGS) for f in (family, golden, tall)]
     assert all(torch.equal(shapes[0].feats, shape.feats) for shape in shapes)
-    textures = [stages.sample_texture(f, conditions[0], shapes[0], SETTINGS) for f in (family, with_lora(family, "blocky", 1.0))]
+    textures = [stages.sample_texture(f, conditions[0], shapes[0], SETTINGS) for f in (family, blocky)]
     assert torch.equal(textures[0].feats, textures[1].feats)

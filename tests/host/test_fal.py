@@ -91,7 +91,8 @@ def test_loras_are_sent_with_their_strengths(host: Host, remote: tuple[str, Any]
     prompt["9"] = {"class_type": "TrellisCoreLoadLora", "inputs": {"lora": lora, "stage": "texture", "strength": 0.5}}
     done = host.client.run(prompt)
     assert done.how == "success", done.message()
-    assert "polished-gold.safetensors at 0.5" in done.outputs["3"]["text"][0] and "trellis-2-lora" in done.outputs["3"]["text"][0]
+    text = done.outputs["3"]["text"][0]
+    assert "polished-gold.safetensors at 0.5" in text and "trellis-2-lora" in text
     (sent,) = (read_lora(path) for path in gate.seen[0].loras.values())
     whole = read_lora(BUNDLED / "polished-gold.safetensors")
     name, delta = next(iter(whole.adapters[0].deltas.items()))

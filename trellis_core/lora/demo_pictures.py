@@ -20,7 +20,11 @@ from .source import BUNDLED
 from .stack import Lora, place
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SHOWN = (("tall-and-thin", "structure", "icon_duck.png"), ("blocky", "shape", "icon_duck.png"), ("polished-gold", "texture", "icon_tree.png"))
+SHOWN = (
+    ("tall-and-thin", "structure", "icon_duck.png"),
+    ("blocky", "shape", "icon_duck.png"),
+    ("polished-gold", "texture", "icon_tree.png"),
+)
 STRENGTHS = (0.0, 0.5, 1.0)
 SIDE, LABEL = 300, 22
 PAPER, INK = (236, 236, 238), (40, 42, 48)
