@@ -147,6 +147,12 @@ def test_nested_walls_face_the_open_space() -> None:
     assert [volume(vertices, faces[parts == k]) > 0 for k in range(4)] == [True, False, True, True]
 
 
+def test_bodies_that_run_through_each_other_all_face_outward() -> None:
+    vertices, faces = join(cube(0.4, (0.01, 0.02, 0.03)), cube(0.4, (0.15, 0.11, 0.12)), cube(0.2, (0.1, -0.1, 0.1)))
+    turned = face_outward(vertices, faces[:, [0, 2, 1]])
+    assert volume(vertices, turned) == pytest.approx(2 * 0.4**3 + 0.2**3, rel=1e-4)
+
+
 def test_an_open_shell_faces_outward_and_a_moebius_strip_survives() -> None:
     vertices, faces = ball(0.4)
     shell = faces[vertices[faces].mean(1)[:, 2] < 0.2]

@@ -143,17 +143,35 @@ def _mean(values: Array, weights: Array, labels: Array, count: int) -> Array:
 
 
 def _nesting(vertices: Array, faces: Array, labels: Array, closed: Array) -> Array:
-    """How many other closed components surround each of `closed`: the median of one ray along each axis."""
+    """How many other closed components surround each of `closed` wholly: one that only runs through them is not nested.
+
+    Of its first and of its last face a ray along each axis is asked; what surrounds it also has the larger box.
+    """
     number = np.full(int(labels.max()) + 1, -1)
     number[closed] = np.arange(len(closed))
-    seed = np.full(len(number), len(faces))
-    np.minimum.at(seed, labels, np.arange(len(faces)))
-    start = np.einsum("kcd,c->kd", vertices[faces[seed[closed]]].astype(np.float64), [0.45, 0.33, 0.22])  # off any symmetry
-    return np.median([_crossings(start, vertices, faces, number[labels], axis) for axis in range(3)], axis=0).astype(np.int64)
+    owner = number[labels]
+    rows = np.flatnonzero(owner >= 0)
+    low, high = np.full((len(closed), 3), np.inf), np.full((len(closed), 3), -np.inf)
+    first, last = np.full(len(closed), len(faces)), np.full(len(closed), -1)
+    np.minimum.at(first, owner[rows], rows)
+    np.maximum.at(last, owner[rows], rows)
+    for corner in faces[rows].T:
+        np.minimum.at(low, owner[rows], vertices[corner])
+        np.maximum.at(high, owner[rows], vertices[corner])
+    held = []
+    for face in (first, last):
+        start = np.einsum("kcd,c->kd", vertices[faces[face]].astype(np.float64), [0.45, 0.33, 0.22])  # off any symmetry
+        pairs = np.concatenate([_crossings(start, vertices, faces, owner, axis) for axis in range(3)])
+        pair, times = np.unique(pairs, return_counts=True)
+        held.append(pair[times >= 2])
+    ray, other = np.divmod(np.intersect1d(*held), len(closed))
+    around = (low[other] <= low[ray]).all(1) & (high[other] >= high[ray]).all(1)
+    return np.bincount(ray[around], minlength=len(closed))
 
 
 def _crossings(start: Array, vertices: Array, faces: Array, owner: Array, axis: int) -> Array:
-    """Of rays from start [K, 3] along +axis, the closed components that they are inside of, their own (k) left out.
+    """Of rays from start [K, 3] along +axis, the closed components that they are inside of, their own (k) left out: K * ray +
+    component.
 
     `owner` is the closed component 0..K-1 of each face, -1 for none. Rays are binned in a grid across the axis.
     """
@@ -197,7 +215,7 @@ def _crossings(start: Array, vertices: Array, faces: Array, owner: Array, axis: 
     normal = np.cross(tri[:, 1] - tri[:, 0], tri[:, 2] - tri[:, 0])
     above = ((tri[:, 0] - start[ray]) * normal).sum(1) * np.sign(normal[:, axis]) > 0
     touched, times = np.unique(ray[above] * len(start) + owner[face[above]], return_counts=True)
-    return np.bincount(touched[times % 2 == 1] // len(start), minlength=len(start))
+    return touched[times % 2 == 1]
 
 
 def _half_plane(a: Array, b: Array, point: Array) -> Array:
