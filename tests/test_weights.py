@@ -218,6 +218,6 @@ def test_pixal3d_is_told_apart(tmp_path: Path) -> None:
 def test_quantised_file_is_told_apart(tmp_path: Path) -> None:
     prefix = "model.img2shape."
     repackage(tmp_path / "q.safetensors", {"shape_slat_flow_model_1024": prefix})
-    edit(tmp_path / "q", **{prefix + KEY: torch.zeros(48, 24, dtype=torch.int8)})
+    edit(tmp_path / "q", **{prefix + KEY: torch.zeros(48, 12, dtype=torch.uint8)})  # two codes a byte
     with pytest.raises(WeightsError, match="quantised"):
         find_networks(tmp_path / "q.safetensors")

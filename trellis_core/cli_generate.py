@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> None:
     if options.report not in (None, PRINTED):
         check_output(Path(options.report), ".json")
     picture = preprocess(open_picture(options.picture), _matte(options))
-    family = load_family(options.weights)
+    family = load_family(options.weights, precision=options.precision)
     if options.resolution is None and family.recommended:
         settings = settings.model_copy(update={"resolution": family.recommended})
     family = _with_loras(family, settings, options)

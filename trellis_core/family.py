@@ -20,6 +20,7 @@ from . import published
 from .compatibility import check_together
 from .errors import InputError, WeightsError
 from .lora.apply import Use, applied
+from .lowbit import PRECISIONS
 from .repackaged import find_networks
 from .run import QUIET, RunContext
 from .weights import NetworkFile, image_encoder_file, network_file, read_json, refuse_pickle
@@ -171,22 +172,35 @@ class Family:
         return (IMAGE_ROLE, *CORE_ROLES[:2], *shapes, CORE_ROLES[2], texture, CORE_ROLES[3])
 
 
-def load_family(name_or_path: str | Path, ctx: RunContext = QUIET, *, also: Sequence[Path] = ()) -> Family:
+def load_family(
+    name_or_path: str | Path, ctx: RunContext = QUIET, *, also: Sequence[Path] = (), precision: str | None = None
+) -> Family:
     """Find a family and check that its files are whole and belong together. Reads no tensor, downloads nothing.
 
     Args:
         name_or_path: "mini"; a folder with pipeline.json; a folder or file of ComfyUI's repackaged weights; or the
             name `owner/repository` of weights in the local Hugging Face cache.
         also: for repackaged weights, more files that may hold parts.
+        precision: round the flow transformers to "int8" or "fp8" as they are read (see `lowbit`).
 
     Raises:
         WeightsError: something is missing, damaged, a pickle, or made for another family; says what and where.
     """
     path = _locate(name_or_path)
     ctx.check()
-    if path.is_dir() and (path / "pipeline.json").is_file():
-        return _official(path)
-    return _repackaged(path, also)
+    official = path.is_dir() and (path / "pipeline.json").is_file()
+    family = _official(path) if official else _repackaged(path, also)
+    return family if precision is None else _rounded(family, precision)
+
+
+def _rounded(family: Family, precision: str) -> Family:
+    if precision not in PRECISIONS:
+        raise InputError(f'There is no precision "{precision}". Choose one of: {", ".join(PRECISIONS)}.')
+    networks = {
+        role: replace(network, precision=precision) if "_flow_model" in role else network
+        for role, network in family.networks.items()
+    }
+    return replace(family, networks=networks)
 
 
 def find_encoder(family: Family, role: str) -> NetworkFile:

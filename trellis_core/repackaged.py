@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from .coded import CODES, COMPANION
 from .errors import WeightsError
 from .weights import DTYPES, IMAGE_ENCODER, NetworkFile, Stored, read_header
 
@@ -23,7 +26,7 @@ def find_networks(file: Path) -> dict[str, NetworkFile]:
     """The networks of a repackaged file by their role in a pipeline; empty if it holds none.
 
     Raises:
-        WeightsError: it is the Pixal3D derivative, quantised, or damaged.
+        WeightsError: it is the Pixal3D derivative, quantised in a way that is not known, or damaged.
     """
     header = read_header(file)
     if any(".cross_attn.proj_linear." in key for key in header):
@@ -41,7 +44,7 @@ def find_networks(file: Path) -> dict[str, NetworkFile]:
 
 
 def _read(read_args: Callable[[Header], dict[str, Any]], part: Header, file: Path) -> dict[str, Any]:
-    if odd := sorted({tensor.dtype for tensor in part.values()} - set(DTYPES)):
+    if odd := sorted({tensor.dtype for key, tensor in part.items() if not COMPANION.fullmatch(key)} - {*DTYPES, *CODES}):
         raise WeightsError(f"{file} is quantised ({', '.join(odd)}), which this program does not read: use the bf16 file.")
     try:
         return read_args(part)
@@ -66,7 +69,7 @@ def _flow_args(part: Header) -> dict[str, Any]:
         "share_mod": "blocks.0.modulation" in part,
         "qk_rms_norm": gamma is not None,
         "qk_rms_norm_cross": "blocks.0.cross_attn.q_rms_norm.gamma" in part,
-        "dtype": str(DTYPES[hidden.dtype]).removeprefix("torch."),
+        "dtype": str(DTYPES.get(hidden.dtype, torch.bfloat16)).removeprefix("torch."),
     }
 
 

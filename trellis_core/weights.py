@@ -6,10 +6,12 @@ precision throughout; they are copied into parameters of the dtype that the netw
 
 from __future__ import annotations
 
+import glob
 import importlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from math import prod
@@ -20,7 +22,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from . import gguf
+from .coded import CODES, COMPANION, decode
 from .errors import WeightsError
+from .lowbit import lower, rounded
 from .run import QUIET, RunContext
 
 IMAGE_ENCODER = "DinoV3Encoder"
@@ -51,6 +56,8 @@ UNUSED = re.compile(r"embeddings\.mask_token|norm\.(weight|bias)")
 """Parameters of the image encoder that a file may lack: nothing here reads them."""
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+READABLE = tuple(dict.fromkeys((*DTYPES, *CODES, *(kind.name for kind in gguf.KINDS.values()))))
+"""What tensors may be stored as."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +78,14 @@ class NetworkFile:
         args: what the class's parameters are made from.
         file: the safetensors file.
         prefix: in front of the names of its tensors, for files that hold several networks.
+        precision: None, or what the layers of a flow transformer are rounded to (see `lowbit`).
     """
 
     name: str
     args: Mapping[str, Any] = field(hash=False)
     file: Path
     prefix: str = ""
+    precision: str | None = None
 
     def header(self) -> dict[str, Stored]:
         """Its tensors by their names without the prefix."""
@@ -84,6 +93,12 @@ class NetworkFile:
 
     def build(self, ctx: RunContext = QUIET, ops: Any = nn) -> nn.Module:
         """The network on the meta device, its layers taken from the namespace `ops`: shapes and dtypes, no memory."""
+        model = self._build(ctx, ops)
+        if self.precision:
+            lower(model, self.precision)
+        return model
+
+    def _build(self, ctx: RunContext = QUIET, ops: Any = nn) -> nn.Module:
         module, params = NETWORKS[self.name]
         home = importlib.import_module(f".{module}", __package__)
         dtype = None if self.name == IMAGE_ENCODER else torso_dtype(ctx)
@@ -93,13 +108,34 @@ class NetworkFile:
         except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
             raise WeightsError(f"The config of {self.file.stem} does not describe a {self.name}: {error}.") from error
 
+    @contextmanager
+    def opened(self) -> Iterator[Callable[[str], Tensor]]:
+        """Its file, as a function from a tensor's name to the tensor; codes of fewer bits come decoded, in float32."""
+        if self.file.suffix == ".gguf":
+            table = gguf.read_table(self.file)
+            yield lambda key: gguf.read_tensor(self.file, table[self.prefix + key])
+            return
+        stored = self.header()
+        with _opened(self.file) as file:
+
+            def read(key: str) -> Tensor:
+                tensor = file.get_tensor(self.prefix + key)
+                if stored[key].dtype not in CODES:
+                    return tensor
+                try:
+                    return decode(tensor, key, stored.__contains__, lambda name: file.get_tensor(self.prefix + name))
+                except ValueError as error:
+                    raise WeightsError(f'{self.file}: tensor "{key}" cannot be decoded: {error}.') from error
+
+            yield read
+
     def memory(self, ctx: RunContext = QUIET) -> int:
         """Bytes that its parameters take once loaded."""
         return sum(t.numel() * t.element_size() for t in self.build(ctx).state_dict().values())
 
     def check(self) -> Any:
         """The network's params, after holding the file's table of contents against it; reads no tensor."""
-        model = self.build()
+        model = self._build()
         _match(self, model)
         return model.params
 
@@ -109,13 +145,17 @@ class NetworkFile:
         Raises:
             WeightsError: the file is damaged, or a tensor is missing, unexpected, misshapen or not finite.
         """
-        model = self.build(ctx, ops)
+        model = self._build(ctx, ops)
         wanted = _match(self, model)
-        unused = [k for k in model.state_dict() if k not in wanted]
+        lowered = lower(model, self.precision) if self.precision else {}
+        unused = [k for k in model.state_dict() if UNUSED.fullmatch(k) and k not in wanted]
         state: dict[str, Tensor] = {k: torch.zeros_like(model.state_dict()[k], device=ctx.device) for k in unused}
-        with _opened(self.file) as file:
+        with self.opened() as read:
             for done, (key, blank) in enumerate(wanted.items()):
-                tensor = _finite(self.file, key, file.get_tensor(self.prefix + key))
+                tensor = _finite(self.file, key, read(key))
+                if key in lowered:
+                    state |= rounded(key, tensor.to(ctx.device), self.precision)
+                    continue
                 # A copy even where nothing changes: a view into the mapped file would change if the file does.
                 state[key] = tensor.to(ctx.device, blank.dtype, copy=True)
                 ctx.report((done + 1) / len(wanted))
@@ -129,10 +169,12 @@ def torso_dtype(ctx: RunContext) -> torch.dtype | None:
 
 
 def network_file(stem: Path) -> NetworkFile:
-    """The network of `stem.json` and `stem.safetensors`."""
+    """The network of `stem.json` and `stem.safetensors`, or else a GGUF file of that stem."""
     stem = Path(stem)
     refuse_pickle(stem)
     config, file = stem.with_name(stem.name + ".json"), stem.with_name(stem.name + ".safetensors")
+    if not file.is_file():
+        file = _gguf_beside(stem) or file
     for path in (config, file):
         if not path.is_file():
             raise WeightsError(f"There is no file {path}.{_pickle_beside(stem)}")
@@ -182,7 +224,7 @@ def refuse_pickle(path: Path) -> None:
 
 
 def read_header(file: Path) -> dict[str, Stored]:
-    """The table of contents of a safetensors file, checked against the file's size."""
+    """The table of contents of a safetensors or GGUF file, checked against the file's size."""
     stat = _stat(file)
     return _read_header(file, stat.st_size, stat.st_mtime_ns)
 
@@ -190,6 +232,8 @@ def read_header(file: Path) -> dict[str, Stored]:
 @cache
 def _read_header(file: Path, size: int, _changed: int) -> dict[str, Stored]:
     refuse_pickle(file)
+    if file.suffix == ".gguf":
+        return {key: Stored(entry.kind.name, entry.shape, entry.size) for key, entry in gguf.read_table(file).items()}
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > size - 8:
@@ -236,14 +280,16 @@ def _match(network: NetworkFile, model: nn.Module) -> dict[str, Tensor]:
     problems = []
     if missing := [k for k in blanks if k not in stored and not UNUSED.fullmatch(k)]:
         problems.append(f"missing {_some(missing)}")
-    if unexpected := [k for k in stored if k not in blanks and not RECOMPUTED.fullmatch(k)]:
+    if unexpected := [k for k in stored if k not in blanks and not (RECOMPUTED.fullmatch(k) or COMPANION.fullmatch(k))]:
         problems.append(f"unexpected {_some(unexpected)}")
     wanted = {k: v for k, v in blanks.items() if k in stored}
     for key, blank in wanted.items():
         if stored[key].shape != tuple(blank.shape):
             problems.append(f'"{key}" is {list(stored[key].shape)}, the config says {list(blank.shape)}')
-        elif stored[key].dtype not in DTYPES:
-            problems.append(f'"{key}" is stored as {stored[key].dtype}; only {", ".join(DTYPES)} can be read')
+        elif stored[key].dtype not in READABLE:
+            problems.append(f'"{key}" is stored as {stored[key].dtype}; only {", ".join(READABLE)} can be read')
+        elif stored[key].dtype == "I8" and not {key + "_scale", key.removesuffix("weight") + "scale_weight"} & stored.keys():
+            problems.append(f'"{key}" is int8 and has no scale')
     if problems:
         raise WeightsError(f"{network.file} does not fit a {network.name}: {'; '.join(problems[:8])}.")
     return wanted
@@ -258,6 +304,15 @@ def _finite(file: Path, key: str, tensor: Tensor) -> Tensor:
     if tensor.numel() and not all(bound.isfinite() for bound in tensor.aminmax()):
         raise WeightsError(f'{file}: tensor "{key}" holds NaN or infinite numbers. Download or copy it again.')
     return tensor
+
+
+def _gguf_beside(stem: Path) -> Path | None:
+    """`stem.gguf`, or `stem_KIND.gguf`, as repackagings call theirs."""
+    found = sorted({stem.with_name(stem.name + ".gguf"), *stem.parent.glob(f"{glob.escape(stem.name)}_*.gguf")})
+    found = [path for path in found if path.is_file()]
+    if len(found) > 1:
+        raise WeightsError(f"There are several files for {stem.name}: {', '.join(p.name for p in found)}. Keep one of them.")
+    return found[0] if found else None
 
 
 def _pickle_beside(stem: Path) -> str:

@@ -9,7 +9,6 @@ from math import prod
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from ..errors import InputError, WeightsError
 from ..family import Family, Route
@@ -87,9 +86,9 @@ def match(family: Family, lora: Lora) -> list[MatchReport]:
 def mean_share(network: NetworkFile, adapter: Adapter) -> float:
     """Mean of |difference| / |weight| over the parameters that an adapter changes, one weight in memory at a time."""
     shares = []
-    with safe_open(network.file, framework="pt") as file:
+    with network.opened() as read:
         for name, delta in adapter.deltas.items():
-            weight = file.get_tensor(network.prefix + name).float()
+            weight = read(name).float()
             shares.append(delta.norm(weight) / max(weight.norm().item(), 1e-12))
     return sum(shares) / len(shares)
 
@@ -219,6 +218,6 @@ def _row_norms(family: Family, adapter: Adapter, stages: Sequence[str]) -> Mappi
     for role in dict.fromkeys(role for stage in stages for role in _roles_of(family, stage).values()):
         network = family.networks[role]
         if names and not _misfits(network, adapter):
-            with safe_open(network.file, framework="pt") as file:
-                norms[role] = {name: file.get_tensor(network.prefix + name).float().norm(dim=1) for name in names}
+            with network.opened() as read:
+                norms[role] = {name: read(name).float().norm(dim=1) for name in names}
     return norms

@@ -155,17 +155,18 @@ def mean_of(rows: Sequence[Measures]) -> Measures:
     }
 
 
-def _work(job: tuple[str, int, int, GenerationSettings, bool]) -> list[Measures]:
-    weights, *rest = job
+def _work(job: tuple[str, str | None, int, int, GenerationSettings, bool]) -> list[Measures]:
+    weights, precision, *rest = job
     torch.set_num_threads(1)
-    return evaluate_batch(load_family(weights), *rest)
+    return evaluate_batch(load_family(weights, precision=precision), *rest)
 
 
 def evaluate(
-    weights: str, count: int, settings: GenerationSettings, first: int = FIRST_SEED, assets: bool = True, workers: int = 1
-) -> list[Measures]:
+    weights: str, count: int, settings: GenerationSettings, first: int = FIRST_SEED, assets: bool = True, workers: int = 1,
+    precision: str | None = None,
+) -> list[Measures]:  # fmt: skip
     """Measures of `count` objects, batch by batch, in `workers` processes; their number changes no figure."""
-    jobs = [(weights, first + i, min(BATCH, count - i), settings, assets) for i in range(0, count, BATCH)]
+    jobs = [(weights, precision, first + i, min(BATCH, count - i), settings, assets) for i in range(0, count, BATCH)]
     with get_context("spawn").Pool(workers) if workers > 1 else nullcontext() as pool:
         return [row for rows in (pool.imap if pool else map)(_work, jobs) for row in rows]
 
@@ -178,13 +179,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--resolution", type=int, default=512, choices=(512, 1024))
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a settings field, may be repeated")
+    parser.add_argument("--precision", choices=("int8", "fp8"), help="round the flow networks")
     parser.add_argument("--raw", action="store_true", help="leave the clean-up out")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--json", type=Path, help="write the measures here too")
     args = parser.parse_args(argv)
     fields = dict(item.split("=", 1) for item in args.set)
     settings = GenerationSettings(resolution=args.resolution, seed=0, **fields)
-    report = mean_of(evaluate(args.weights, args.objects, settings, args.first_seed, not args.raw, args.workers))
+    report = mean_of(evaluate(args.weights, args.objects, settings, args.first_seed, not args.raw, args.workers, args.precision))
     for name, row in report.items():
         print(f"{name:12}", "  ".join(f"{key} {value:.4f}" for key, value in row.items()))
     if args.json:
