@@ -142,8 +142,11 @@ def _bundled_loras() -> dict[str, Path]:
     return {file.name: file for file in sorted(BUNDLED_LORAS.glob("*.safetensors"))}
 
 
-def shown(text: str) -> dict[str, tuple[str]]:
-    """What puts text on a node."""
+def shown(node: type, text: str) -> dict[str, tuple[str]]:
+    """What puts text into the history; it also is put on the node of the user who runs it."""
+    from server import PromptServer
+
+    PromptServer.instance.send_progress_text(text, node.hidden.unique_id, PromptServer.instance.client_id)
     return {"text": (text,)}
 
 

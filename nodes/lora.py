@@ -91,6 +91,7 @@ class LoadLora(io.ComfyNode):
                 Loras.Output("loras_out", display_name="loras"),
                 io.String.Output("report", display_name="report", tooltip="What it changes, how strongly, and warnings."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -101,7 +102,7 @@ class LoadLora(io.ComfyNode):
     def execute(cls, lora: str, stage: str, strength: float, loras: Any = None, family: Any = None) -> io.NodeOutput:
         one = _lora(lora, stage, strength)
         text = _report(family, one)
-        return io.NodeOutput((*(loras or ()), one), text, ui=host.shown(text))
+        return io.NodeOutput((*(loras or ()), one), text, ui=host.shown(cls, text))
 
 
 class LoraInfo(io.ComfyNode):
@@ -117,6 +118,7 @@ class LoraInfo(io.ComfyNode):
             is_output_node=True,
             inputs=[_file_input(), _stage_input(), _family_input()],
             outputs=[io.String.Output("report", display_name="report")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -126,7 +128,7 @@ class LoraInfo(io.ComfyNode):
     @classmethod
     def execute(cls, lora: str, stage: str, family: Any = None) -> io.NodeOutput:
         text = _report(family, _lora(lora, stage, 1.0))
-        return io.NodeOutput(text, ui=host.shown(text))
+        return io.NodeOutput(text, ui=host.shown(cls, text))
 
 
 class SaveLora(io.ComfyNode):
@@ -182,7 +184,7 @@ class SaveLora(io.ComfyNode):
             path, entry = host.output_file(f"{filename_prefix}_{stage}" if stage else filename_prefix, ".safetensors")
             save(path, {(stage, resolution): deltas}, format, dtype)
             paths.append(host.below(entry))
-        return io.NodeOutput(paths, ui=host.shown("\n".join(paths)))
+        return io.NodeOutput(paths, ui=host.shown(cls, "\n".join(paths)))
 
 
 NODES = [LoadLora, LoraInfo, SaveLora]

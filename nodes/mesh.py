@@ -202,12 +202,13 @@ class AssetReport(io.ComfyNode):
                 io.String.Output("text", display_name="text"),
                 io.String.Output("json", display_name="json"),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, asset: Any) -> io.NodeOutput:
         text = asset.report.to_text()
-        return io.NodeOutput(text, asset.report.to_json(), ui={"text": [text]})
+        return io.NodeOutput(text, asset.report.to_json(), ui=host.shown(cls, text))
 
 
 def clay_glb(mesh: Mesh) -> bytes:

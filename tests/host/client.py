@@ -17,6 +17,10 @@ PATIENCE = 600
 """Seconds that one prompt may take."""
 
 
+TEXT = 3
+"""The host's mark of messages with text, among those with pictures."""
+
+
 @dataclass
 class Outcome:
     """How a prompt ended: "success", "error", "interrupted", or "refused" before it began."""
@@ -26,6 +30,8 @@ class Outcome:
     executed: list[str] = field(default_factory=list)
     cached: list[str] = field(default_factory=list)
     previews: int = 0
+    texts: list[str] = field(default_factory=list)
+    """What was put on nodes."""
     progress: dict[str, list[float]] = field(default_factory=dict)
     error: dict[str, Any] = field(default_factory=dict)
     outputs: dict[str, Any] = field(default_factory=dict)
@@ -93,7 +99,9 @@ class Client:
                 while not outcome.how:
                     message = await socket.receive(timeout=PATIENCE)
                     if message.type == aiohttp.WSMsgType.BINARY:
-                        outcome.previews += 1
+                        text = int.from_bytes(message.data[:4], "big") == TEXT
+                        outcome.previews += not text
+                        outcome.texts += [message.data[8:].decode()] if text else []  # its node's id first
                     elif message.type == aiohttp.WSMsgType.TEXT:
                         await self._note(json.loads(message.data), outcome, stop)
                     else:

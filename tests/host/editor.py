@@ -22,6 +22,7 @@ SETTINGS = {
     "Comfy.Release.Status": "skip",
     "Comfy.Notification.ShowVersionUpdates": False,
     "Comfy.Minimap.Visible": False,
+    "Comfy.Graph.CanvasInfo": False,
 }
 FOREIGN = ("user.css", "userdata", "ERR_NAME_NOT_RESOLVED", "ERR_INTERNET_DISCONNECTED", "favicon", "at onChange")
 NO_CORE_TEMPLATES = ("/templates/index", "core workflow templates", "AxiosError")
@@ -35,6 +36,27 @@ PACK = "trellis2-core"
 """The folder of the pack on the host, which is its name in the template browser."""
 
 VIEWER = ".trelliscore-viewer"
+
+READY = "() => window.app?.graph && app.canvas && 'TrellisCoreSaveGLB' in (window.LiteGraph?.registered_node_types ?? {})"
+"""Whether the editor stands and knows our nodes."""
+
+SETTLED = """async () => {
+    const frame = () => new Promise((done) => requestAnimationFrame(done));
+    const fading = () => document.getAnimations().some(({ playState, effect }) =>
+        playState === "running" && effect?.getTiming().iterations !== Infinity);
+    const loading = () => [...document.images].some((image) => !image.complete && image.loading !== "lazy");
+    const places = () => [...document.querySelectorAll("[data-node-id], canvas")].map((part) => {
+        const { x, y, width, height } = part.getBoundingClientRect();
+        return [x, y, width, height].map(Math.round).join();
+    }).join(";");
+    for (let still = 0, last = ""; still < 4; ) {
+        await frame();
+        const now = places();
+        still = now === last && !fading() && !loading() ? still + 1 : 0;
+        last = now;
+    }
+}"""
+"""Comes back when nothing of the page has moved for some frames, and pictures are there."""
 
 COUNT_CONTEXTS = """(() => {
     const own = HTMLCanvasElement.prototype.getContext, made = new Set();
@@ -61,6 +83,7 @@ class Editor:
         self.nodes2 = False
         self.complaints: list[str] = []
         page.add_init_script(COUNT_CONTEXTS)
+        page.add_init_script("localStorage.setItem('vueNodesBannerDismissed', 'true')")
         page.set_default_timeout(PATIENCE)
         page.on("console", lambda message: message.type == "error" and self._note(f"{message.text} {message.location}"))
         page.on("pageerror", lambda error: self._note(str(error.stack or error)))
@@ -76,13 +99,25 @@ class Editor:
         reply = self.page.request.post(f"{self.url}/settings", data=json.dumps(wanted))
         assert reply.ok, reply.status
         self.page.goto(self.url)
-        self.page.wait_for_function("() => window.app?.graph && app.canvas && app.extensionManager && window.LiteGraph")
-        self.page.wait_for_function("() => 'TrellisCoreSaveGLB' in LiteGraph.registered_node_types")
-        self.page.wait_for_timeout(1000)  # the editor opens its first, empty workflow after that
+        self.page.wait_for_function(READY)
+        self.settle()
+
+    def settle(self) -> None:
+        """Until what the page shows stands still."""
+        self.page.evaluate(SETTLED)
 
     def load(self, workflow: dict[str, Any]) -> None:
         """Open a workflow, as if its file were dropped on the page."""
-        self.page.evaluate("async (workflow) => { await app.loadGraphData(workflow) }", workflow)
+        self.page.evaluate(
+            """async (workflow) => {
+                const frame = () => new Promise((done) => requestAnimationFrame(done));
+                do {  // while it starts, the editor may yet open an empty workflow in place of ours
+                    await app.loadGraphData(workflow);
+                    for (let frames = 0; frames < 4; frames++) await frame();
+                } while (app.graph.nodes.length !== workflow.nodes.length);
+            }""",
+            workflow,
+        )
 
     def prompt(self) -> dict[str, Any]:
         """What the editor would post."""
@@ -135,7 +170,7 @@ class Editor:
             }""",
             [nodes, margin],
         )
-        self.page.wait_for_timeout(600)
+        self.settle()
 
     def browse_templates(self) -> None:
         """Open the template browser."""
@@ -145,13 +180,14 @@ class Editor:
     def choose_pack(self) -> None:
         """First click of a newcomer: the pack's name in the template browser."""
         self.page.get_by_text(PACK, exact=True).click()
-        self.page.wait_for_timeout(1500)  # thumbnails fade in
+        self.page.wait_for_function("() => [...document.images].some((image) => image.naturalWidth === 384)")  # a thumbnail
+        self.settle()
 
     def choose_template(self, name: str) -> None:
         """Second click: a card."""
         self.page.get_by_text(name, exact=True).first.click()
         self.page.wait_for_function("() => app.graph.nodes.some((node) => node.comfyClass?.startsWith('TrellisCore'))")
-        self.page.wait_for_timeout(1500)
+        self.settle()
 
     def press_run(self) -> None:
         """Third click."""
@@ -177,7 +213,7 @@ class Editor:
         self.page.mouse.down()
         self.page.mouse.move(x + right, y + down, steps=5)
         self.page.mouse.up()
-        self.page.wait_for_timeout(500)
+        self.settle()
 
     def wait_for_contexts(self, count: int) -> None:
         """Until so many WebGL contexts are alive."""
@@ -192,7 +228,7 @@ class Editor:
             }""",
             arg=[VIEWER, count],
         )
-        self.page.wait_for_timeout(500)  # it is drawn in the next frame
+        self.settle()  # it is drawn in the next frame
 
     def picture(self, nth: int = 0) -> np.ndarray:
         """What a viewer's canvas shows on the screen: float32 RGB [height, width, 3] in 0..1."""

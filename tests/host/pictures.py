@@ -25,6 +25,8 @@ SIDE = 384
 LARGE, NARROW = (640, 820), (420, 880)
 """Sizes of the viewers' nodes: for square pictures, and for two beside each other."""
 SHOTS = ROOT / "docs"
+LEGIBLE = {"LiteGraph.Canvas.MinFontSizeForLOD": 0, "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0.1}
+"""Settings of the editor: words stay words in small graphs; one for hosts of 2025, one for older ones."""
 
 VIEWS = {
     "one_node": ["lit"],
@@ -58,7 +60,7 @@ def _tile(page: Editor, view: str) -> Image.Image:
         page.wait_for_model()
     elif view != "second":
         page.page.locator(f"{VIEWER} select").first.select_option(view)
-    page.page.wait_for_timeout(1500)
+    page.settle()
     return Image.fromarray(np.uint8(page.picture(int(view == "second")) * 255))
 
 
@@ -85,7 +87,7 @@ def _enlarge(page: Editor, size: tuple[int, int]) -> None:
 @pytest.fixture(scope="module")
 def page(host: Host) -> Iterator[Editor]:
     with editor(host.url) as opened:
-        opened.open(nodes2=False)
+        opened.open(nodes2=False, **LEGIBLE)
         yield opened
 
 
@@ -106,15 +108,15 @@ def test_stages(page: Editor) -> None:
     page.load(json.loads((ROOT / "example_workflows" / "image_to_3d_stages.json").read_text()))
     page.run()
     page.wait_for_model()
-    page.frame(margin=0)
-    page.page.wait_for_timeout(1500)
-    _shot(page, "stages")
+    page.page.set_viewport_size({"width": 2000, "height": 860})
+    page.frame(margin=24)
+    _shot(page, "stages", {"x": 64, "y": 116, "width": 1936, "height": 690})
 
 
 def test_three_clicks(page: Editor) -> None:
     """As someone who never saw the pack: its name in the template browser, a card, Run."""
     page.page.set_viewport_size({"width": 1280, "height": 800})
-    page.open(nodes2=False)
+    page.open(nodes2=False, **LEGIBLE)
     page.browse_templates()
     page.choose_pack()
     _shot(page, "click_1")
@@ -122,9 +124,9 @@ def test_three_clicks(page: Editor) -> None:
     _shot(page, "click_2")
     page.press_run()
     page.wait_for_model()
-    page.page.wait_for_timeout(1500)
+    page.settle()
     _shot(page, "click_3")
 
 
-def _shot(page: Editor, name: str) -> None:
-    _save(Image.open(io.BytesIO(page.page.screenshot())), SHOTS / f"{name}.jpg", 120)
+def _shot(page: Editor, name: str, part: dict[str, float] | None = None) -> None:
+    _save(Image.open(io.BytesIO(page.page.screenshot(clip=part))), SHOTS / f"{name}.jpg", 150)

@@ -88,7 +88,7 @@ def test_every_view_looks_different_and_dragging_turns_the_model(page: Editor) -
     seen = {}
     for view in ("lit", "color", "metallic", "roughness", "alpha", "normal", "clay", "checker"):
         choose.select_option(view)
-        page.page.wait_for_timeout(500)
+        page.settle()
         seen[view] = page.picture()
     for one, other in combinations(seen, 2):
         assert np.abs(seen[one] - seen[other]).mean() > 0.002, (one, other)
@@ -97,13 +97,13 @@ def test_every_view_looks_different_and_dragging_turns_the_model(page: Editor) -
     choose.select_option("lit")
     before = page.picture()
     page.page.get_by_role("button", name="Wireframe").click()
-    page.page.wait_for_timeout(500)
+    page.settle()
     assert np.abs(page.picture() - before).mean() > 0.002
     page.page.get_by_role("button", name="Wireframe").click()
     page.drag(150, 0)
     assert np.abs(page.picture() - before).mean() > 0.005
     page.page.get_by_role("button", name="Reset").click()
-    page.page.wait_for_timeout(500)
+    page.settle()
     assert np.abs(page.picture() - before).mean() < 0.002
 
 
