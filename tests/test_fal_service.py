@@ -343,6 +343,25 @@ def test_jobs_survive_a_restart(tmp_path: Path) -> None:
         assert _end(base, waiting[0])[1]["seed"] == 1
 
 
+def test_a_restart_keeps_how_long_jobs_may_wait_and_sweeps_what_was_half_written(tmp_path: Path) -> None:
+    gate, jobs = Gate(closed=True), tmp_path / "jobs"
+    with serving(tmp_path, gate) as (base, _):
+        _submit(base)
+        gate.began.acquire()
+        late, early = (
+            _call("POST", f"{base}/queue/{APP}", {"image_url": PIXELS}, X_Fal_Request_Timeout="900")[1]["request_id"] for _ in "ab"
+        )
+    record = json.loads((jobs / f"{late}.job").read_text())
+    (jobs / f"{late}.job").write_text(json.dumps(record | {"start_by": record["created"] + 0.001}))
+    for left in ("x.draft", "y.input"):
+        (jobs / left).touch()
+    with serving(tmp_path) as (base, _):
+        status, _, headers = _end(base, late)
+        assert status == 504 and headers["x-fal-request-timeout-type"] == "user"
+        assert _end(base, early)[0] == 200
+        assert sorted(p.suffix for p in jobs.iterdir()) == [".job"] * 3
+
+
 def test_low_priority_waits_and_the_line_has_an_end(tmp_path: Path) -> None:
     gate = Gate(closed=True)
     with serving(tmp_path, gate, longest=3) as (base, _):

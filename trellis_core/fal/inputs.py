@@ -19,7 +19,7 @@ from ..settings import LORA_FIELDS, GenerationSettings
 from .answers import FalError, field_error
 from .endpoints import check_payload
 from .jobs import Watch, Work
-from .store import FileStore
+from .store import FileStore, disk_errors
 
 _OWN_FILE = re.compile(r"/cdn/files/([0-9a-f]{32})/[^/?#]+")
 FORMATS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "AVIF": ".avif"}
@@ -122,12 +122,13 @@ class Reader:
     def _lora(self, field: str, url: str, work: Work, ctx: RunContext) -> Path:
         path = self._scratch / f"{work.request_id}-{field}.safetensors"
         try:
-            if url[:5].lower() == "data:":
-                path.write_bytes(decode_data_uri(url, self._limits.data_uri)[0])
-            elif own := self._own(url, work):
-                path = own
-            else:
-                fetch_file(url, path, limit_bytes=self._limits.lora, trusted=self._trusted, ctx=ctx)
+            with disk_errors():
+                if url[:5].lower() == "data:":
+                    path.write_bytes(decode_data_uri(url, self._limits.data_uri)[0])
+                elif own := self._own(url, work):
+                    path = own
+                else:
+                    fetch_file(url, path, limit_bytes=self._limits.lora, trusted=self._trusted, ctx=ctx)
         except FetchError as error:
             raise _fetch_error(field, url, error) from None
         return path

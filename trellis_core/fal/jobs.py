@@ -44,6 +44,7 @@ class Job:
         line: place in the line: priority, then number of arrival.
         status_code, answer: how it ended: HTTP status and JSON body. Addresses of own files begin with "/".
         lifetime: seconds that the result is kept, None for the store's own.
+        start_by: Unix time at which it is given up if it still waits.
     """
 
     id: str
@@ -55,6 +56,7 @@ class Job:
     input_size: int
     webhook: str = ""
     lifetime: float | None = None
+    start_by: float | None = None
     status: str = "IN_QUEUE"
     started: float | None = None
     ended: float | None = None
@@ -157,6 +159,9 @@ class JobQueue:
 
     async def open(self) -> None:
         """Read the records of earlier runs, and go on where they ended."""
+        for left in [*self._folder.glob("*.draft"), *self._folder.glob("*.input")]:  # half written when a run ended
+            if left.suffix == ".draft" or not left.with_suffix(".job").exists():
+                left.unlink()
         for path in sorted(self._folder.glob("*.job")):
             try:
                 job = Job(**json.loads(path.read_text()))
@@ -167,7 +172,10 @@ class JobQueue:
             self._arrivals = max(self._arrivals, job.line[1] + 1)
             self._store.used += job.input_size if job.status != "COMPLETED" else 0
         for job in sorted(self._jobs.values(), key=lambda job: job.line):
-            if job.status == "IN_QUEUE":
+            if job.status == "IN_QUEUE" and job.start_by is not None and job.start_by <= time.time():
+                self._expire(job)
+            elif job.status == "IN_QUEUE":
+                self._limit(job)
                 self._enqueue(job)
             elif job.status == "IN_PROGRESS":
                 why = "failed: restarted. The server was restarted while the job ran; submit it again."
@@ -198,7 +206,9 @@ class JobQueue:
             raise FalError(503, "Too many requests are waiting, try again later.", "runner_scheduling_failure")
         self._store.reserve(len(body))
         line, self._arrivals = (int(low), self._arrivals), self._arrivals + 1
-        job = Job(str(uuid.uuid4()), app, owner, origin, line, time.time(), len(body), webhook, lifetime)
+        now = time.time()
+        start_by = None if start_within is None else now + start_within
+        job = Job(str(uuid.uuid4()), app, owner, origin, line, now, len(body), webhook, lifetime, start_by)
         try:
             with disk_errors():
                 self._input(job).write_bytes(body)
@@ -208,8 +218,7 @@ class JobQueue:
             self._input(job).unlink(missing_ok=True)
             raise
         self._jobs[job.id] = job
-        if start_within is not None:
-            asyncio.get_running_loop().call_later(start_within, self._expire, job, start_within)
+        self._limit(job)
         self._enqueue(job)
         return job
 
@@ -282,9 +291,13 @@ class JobQueue:
         if task := self._tasks.get(job.id):
             task.cancel()
 
-    def _expire(self, job: Job, seconds: float) -> None:
-        if job.status == "IN_QUEUE" and not self._closing:
-            why = f"The request did not start within {seconds:g} seconds."
+    def _limit(self, job: Job) -> None:
+        if job.start_by is not None:
+            asyncio.get_running_loop().call_later(job.start_by - time.time(), self._expire, job)
+
+    def _expire(self, job: Job) -> None:
+        if job.status == "IN_QUEUE" and job.start_by is not None and not self._closing:
+            why = f"The request did not start within {job.start_by - job.created:.3g} seconds."
             self._drop(job, FalError(504, why, "request_timeout", {"X-Fal-Request-Timeout-Type": "user"}))
 
     async def _run(self, job: Job) -> None:
