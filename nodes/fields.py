@@ -22,6 +22,7 @@ ATLAS = ("texture_size", *(name for name in MESH_FIELDS if name.startswith("uv_u
 _FIRST = ("alpha_mode", "image_format")  # older than the others, so before them in saved workflows
 FINISH = (*_FIRST, *(name for name in FINISH_FIELDS if name not in (*_FIRST, "faces")))
 BAKER = ("rasterizer",)
+CACHING = ("step_caching",)
 
 _PLAIN = ("steps", "guidance_strength", "resolution", "decimation_target", "texture_size", "remesh")
 """Endings of the fields that everybody sees; the others are folded away."""
@@ -66,7 +67,7 @@ def _widget(name: str) -> Any:
     limits = {key: getattr(rule, key) for rule in field.metadata for key in ("ge", "le", "lt") if hasattr(rule, key)}
     low, high = limits.get("ge"), limits.get("le")
     tip = field.description + (_FOLLOWS if name.startswith(tuple(STAGE_PREFIX.values())) else "")
-    common = {"id": name, "tooltip": tip, "default": field.default, "optional": name in (*FINISH_FIELDS, *BAKER)}
+    common = {"id": name, "tooltip": tip, "default": field.default, "optional": name in (*FINISH_FIELDS, *BAKER, *CACHING)}
     choices = get_args(field.annotation)
     if choices:
         common["default"] = str(field.default)

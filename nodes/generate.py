@@ -34,7 +34,7 @@ class ImageTo3D(io.ComfyNode):
                 *fields.widgets(*fields.FINISH, "faces"),
                 lora_input(),
                 settings_input(),
-                *fields.widgets(*fields.BAKER),
+                *fields.widgets(*fields.BAKER, *fields.CACHING),
             ],
             outputs=[
                 File3D.Output("glb", display_name="glb", is_output_list=True),

@@ -71,6 +71,7 @@ class SampleStructure(io.ComfyNode):
                     )
                 ),
                 lora_input(),
+                *fields.widgets(*fields.CACHING),
             ],
             outputs=[
                 Structure.Output("structure", display_name="structure"),
@@ -122,6 +123,7 @@ class SampleShape(io.ComfyNode):
                 *fields.widgets("resolution", *fields.SAMPLERS["shape"], "cascade", "max_num_tokens"),
                 _variant_input("shape"),
                 lora_input(),
+                *fields.widgets(*fields.CACHING),
             ],
             outputs=[Shape.Output("shape", display_name="shape")],
             hidden=[io.Hidden.unique_id],
@@ -162,6 +164,7 @@ class SampleTexture(io.ComfyNode):
                 *fields.widgets(*fields.SAMPLERS["texture"]),
                 _variant_input("texture"),
                 lora_input(),
+                *fields.widgets(*fields.CACHING),
             ],
             outputs=[Texture.Output("texture", display_name="texture")],
             hidden=[io.Hidden.unique_id],
