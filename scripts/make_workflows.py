@@ -135,7 +135,7 @@ def _node(key: str, prompt: dict[str, Any], order: int, place: tuple[int, int], 
         "type": kind,
         **({"title": title} if title != schema["name"] else {}),
         "pos": list(place),
-        "size": list(_size(kind)),
+        "size": list(_size(key, prompt)),
         "flags": {},
         "order": order,
         "mode": 0,
@@ -177,13 +177,16 @@ def _note(number: int, order: int, text: str, wide: bool) -> dict[str, Any]:
     }
 
 
-def _size(kind: str) -> tuple[int, int]:
+def _size(key: str, prompt: dict[str, Any]) -> tuple[int, int]:
+    kind = prompt[key]["class_type"]
     schema = _schema(kind)
     widgets = sum(spec["type"] in WIDGETS for spec in schema["inputs"].values()) + ("seed" in schema["inputs"])
     rows = max(len(schema["inputs"]) - widgets, len(schema["outputs"]))
     pictures = {"LoadImage": 340, "TrellisCoreSaveGLB": 580, "TrellisCoreImageConditioner": 240, "TrellisCoreAssetReport": 240}
     sampler = 240 if kind.startswith("TrellisCoreSample") or kind == "TrellisCoreImageTo3D" else 0  # the live picture
     width = 540 if kind in ("TrellisCoreSaveGLB", "TrellisCoreAssetReport") else 330
+    if kind == "TrellisCoreSaveGLB" and any(node["class_type"] == "TrellisCoreImageTo3D" for node in prompt.values()):
+        width, pictures[kind] = 1000, 1150  # beside that tall node there is room
     return width, 30 + 22 * rows + 26 * widgets + pictures.get(kind, sampler)
 
 
@@ -208,9 +211,9 @@ def _places(prompt: dict[str, Any]) -> tuple[dict[str, tuple[int, int]], list[di
             y = 0
             for key in column:
                 places[key] = (x, y)
-                y += _size(prompt[key]["class_type"])[1] + HEAD + GUTTER
+                y += _size(key, prompt)[1] + HEAD + GUTTER
             bottom = max(bottom, y - HEAD - GUTTER)
-            x += max(_size(prompt[key]["class_type"])[0] for key in column) + GUTTER
+            x += max(_size(key, prompt)[0] for key in column) + GUTTER
         box = [left - BORDER, -HEAD - 46, x - GUTTER - left + 2 * BORDER, bottom + HEAD + 46 + BORDER]
         groups.append({"id": len(groups) + 1, "title": title, "bounding": box, "color": color, "font_size": 24, "flags": {}})
         x += 2 * BORDER

@@ -105,12 +105,13 @@ def test_thumbnail(page: Editor, path: Path) -> None:
 
 
 def test_stages(page: Editor) -> None:
-    page.load(json.loads((ROOT / "example_workflows" / "image_to_3d_stages.json").read_text()))
+    workflow = json.loads((ROOT / "example_workflows" / "image_to_3d_stages.json").read_text())
+    page.load(workflow)
     page.run()
     page.wait_for_model()
-    page.page.set_viewport_size({"width": 2000, "height": 860})
-    page.frame(margin=24)
-    _shot(page, "stages", {"x": 64, "y": 116, "width": 1936, "height": 690})
+    page.page.set_viewport_size({"width": 2000, "height": 880})
+    page.frame(*(node["id"] for node in workflow["nodes"] if node["type"] != "MarkdownNote"))
+    _shot(page, "stages", {"x": 64, "y": 116, "width": 1936, "height": 710})
 
 
 def test_three_clicks(page: Editor) -> None:
