@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 
+from tests.benchmarks.mesh_kinds import _creature, _sheet, make
 from tests.solid_objects import ball, cube, decoded, grid_surface, is_watertight, torus, volume
 from trellis_core.errors import Cancelled, EmptyResultError, InputError
 from trellis_core.mesh import clean as cleanup
@@ -16,7 +17,7 @@ from trellis_core.mesh.decimate import decimate
 from trellis_core.mesh.holes import fill_holes
 from trellis_core.mesh.manifold import make_manifold
 from trellis_core.mesh.orient import face_outward, unify_winding
-from trellis_core.mesh.topology import compact, edges, face_areas, face_components
+from trellis_core.mesh.topology import compact, edges, face_areas, face_components, face_normals
 from trellis_core.run import RunContext
 
 
@@ -151,6 +152,16 @@ def test_bodies_that_run_through_each_other_all_face_outward() -> None:
     vertices, faces = join(cube(0.4, (0.01, 0.02, 0.03)), cube(0.4, (0.15, 0.11, 0.12)), cube(0.2, (0.1, -0.1, 0.1)))
     turned = face_outward(vertices, faces[:, [0, 2, 1]])
     assert volume(vertices, turned) == pytest.approx(2 * 0.4**3 + 0.2**3, rel=1e-4)
+
+
+def test_a_body_with_a_sheet_through_it_faces_outward() -> None:
+    """As decoded they share vertices where they meet, and the way around them contradicts itself."""
+    data = make("organic", 64)
+    vertices, faces = clean(data["verts"], data["faces"], 1 / 64)
+    middle = vertices[faces].mean(1).astype(np.float64)
+    body = (abs(_creature(middle)) < 0.3 / 64) & (abs(_sheet(middle)) > 2 / 64)
+    slope = np.stack([_creature(middle + e) - _creature(middle - e) for e in 1e-4 * np.eye(3)], axis=1)
+    assert ((face_normals(vertices, faces) * slope).sum(1) > 0)[body].mean() > 0.97
 
 
 def test_an_open_shell_faces_outward_and_a_moebius_strip_survives() -> None:

@@ -68,10 +68,15 @@ def clean(vertices: Array, faces: Array, voxel: float, ctx: RunContext = QUIET) 
     Returns:
         (vertices float32, faces int32): every edge has one or two faces, which traverse it in opposite directions
         (but for unorientable surfaces); no unused vertex.
+
+    Raises:
+        EmptyResultError: no face has three different corners.
     """
     vertices, faces = merge_vertices(vertices, faces)
     ctx.report(0.15)
     faces = _drop_degenerate(faces)
+    if not len(faces):
+        raise EmptyResultError("Nothing is left of the mesh when its vertices are merged: all its parts are smaller than a voxel.")
     found = edges(faces)
     ctx.report(0.3)
     faces, found = _without(faces, found, ~_repeated(faces, found))
@@ -107,7 +112,7 @@ def _mend(
     ctx.report(0.4)
     repair = part_sheets(vertices, faces, found, patches.label)
     ctx.report(0.5)
-    faces, label, rim = wind(repair, patches)
+    faces, label, rim = wind(repair, patches, found)
     ctx.report(0.6)
     vertices, faces, label, rim = close_loops(repair.vertices, faces, label, rim, max_perimeter)
     ctx.report(0.7)

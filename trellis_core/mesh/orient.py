@@ -24,6 +24,8 @@ from .topology import (
 
 _FLAT = 0.02
 """Below this share of area^1.5 the volume of an open component says nothing about its sides."""
+_ALIKE = 0.9
+"""Cosine from which the planes of two neighbours are so much alike that their winding follows from each other."""
 _BLOCK = 1 << 17
 """Faces worked on at once."""
 
@@ -55,11 +57,12 @@ def unify_winding(faces: Array) -> Array:
     return _turn(faces, _rarer(*patches))
 
 
-def wind(repair: Repair, patches: Patches) -> tuple[Array, Array, Array]:
+def wind(repair: Repair, patches: Patches, found: Edges) -> tuple[Array, Array, Array]:
     """The repaired faces, wound alike in each component by majority, their components int64 [F], and their directed
     boundary edges int64 [B, 2].
 
-    `patches` were found before the repair; only where that changed anything are neighbours looked up again.
+    `patches` were found before the repair, from the edges `found`; only where that changed anything are neighbours looked
+    up again. Where the way around contradicts itself, as bodies that touch make it do, flat neighbours are believed first.
     """
     added = len(repair.faces) - len(patches.label)
     known = int(patches.label.max(initial=-1)) + 1
@@ -70,10 +73,48 @@ def wind(repair: Repair, patches: Patches) -> tuple[Array, Array, Array]:
     odd = same_direction(repair.faces, p, q) ^ turned[a] ^ turned[b]
     whole, side = signed_components(known + added, patch[a], patch[b], odd)
     label = whole[patch]
-    turned = _rarer(label, turned ^ side[patch])
+    turned ^= side[patch]
+    pairs = np.concatenate([manifold_pairs(found)[1], repair.pairs])
+    odd = same_direction(repair.faces, *pairs.T)
+    wrong = odd ^ turned[pairs[:, 0] // 3] ^ turned[pairs[:, 1] // 3]
+    if wrong.any():
+        torn = np.zeros(int(label.max()) + 1, bool)
+        torn[label[pairs[wrong, 0] // 3]] = True
+        rows = torn[label[pairs[:, 0] // 3]]
+        faces = np.flatnonzero(torn[label])
+        turned[faces] = _wind_flat_first(repair.vertices, repair.faces, pairs[rows] // 3, odd[rows])[faces]
+    turned = _rarer(label, turned)
     rim = rim_edges(repair.faces, repair.rim)
     rim = np.where(turned[repair.rim // 3][:, None], rim[:, ::-1], rim)
     return _turn(repair.faces, turned), label, rim
+
+
+def _wind_flat_first(vertices: Array, faces: Array, pairs: Array, odd: Array) -> Array:
+    """Which faces to turn, bool [F], so that as few as possible of `pairs` int64 [M, 2] contradict `odd` bool [M].
+
+    Faces that lie nearly in one plane agree first; the patches that this makes are joined along a tree of the longest
+    borders (after Hoppe et al. 1992).
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import minimum_spanning_tree
+
+    a, b = pairs.T
+    normals = face_normals(vertices, faces)
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True).clip(1e-30)
+    flat = np.abs(np.einsum("mk,mk->m", normals[a], normals[b])) > _ALIKE
+    patch, turned = signed_components(len(faces), a[flat], b[flat], odd[flat])
+    border = patch[a] != patch[b]
+    a, b, odd = a[border], b[border], odd[border]
+    odd = odd ^ turned[a] ^ turned[b]
+    count = int(patch.max(initial=-1)) + 1
+    low, high = np.minimum(patch[a], patch[b]), np.maximum(patch[a], patch[b])
+    key, slot = np.unique(low * count + high, return_inverse=True)
+    balance = np.bincount(slot, np.where(odd, 1.0, -1.0), minlength=len(key))
+    graph = coo_array((-np.abs(balance) - 1, np.divmod(key, count)), shape=(count, count))
+    tree = minimum_spanning_tree(graph.tocsr()).tocoo()
+    ends = tree.row.astype(np.int64), tree.col.astype(np.int64)
+    branch = np.searchsorted(key, np.minimum(*ends) * count + np.maximum(*ends))
+    return turned ^ signed_components(count, *ends, balance[branch] > 0)[1][patch]
 
 
 def _rarer(label: Array, turned: Array) -> Array:
