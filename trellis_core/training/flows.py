@@ -16,7 +16,7 @@ TEXTURE_TIMES = TimeSchedule("uniform")
 
 STRUCTURE_SAMPLER = SamplerParams(6, 2.0, 0.5, (0.6, 1.0), 3.0)
 SHAPE_SAMPLER = SamplerParams(6, 3.0, 0.5, (0.6, 1.0), 3.0)
-TEXTURE_SAMPLER = SamplerParams(6, 2.0, 0.7, (0.3, 1.0), 3.0)
+TEXTURE_SAMPLER = SamplerParams(6, 2.5, 0.8, (0.3, 1.0), 3.0)
 """Chosen on validation objects: mini wants fewer steps than the published weights, and guidance nearer to 2."""
 
 

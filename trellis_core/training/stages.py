@@ -28,9 +28,9 @@ RECIPES = {
     "ss_vae": Recipe(seconds=80, lr=2e-3, eval_every=20),
     "shape_vae": Recipe(seconds=1200, lr=1.5e-3, restarts=(480,)),
     "tex_vae": Recipe(seconds=1400, lr=2.5e-3, restarts=(900,)),
-    "ss_flow": Recipe(seconds=2000, lr=2e-3, decay=0.999, eval_every=500, restarts=(1000,)),
-    "shape_flow": Recipe(seconds=3540, lr=2e-3, decay=0.999, eval_every=500, restarts=(1760,)),
-    "tex_flow": Recipe(seconds=2300, lr=2e-3, decay=0.999, eval_every=500, restarts=(1500,)),
+    "ss_flow": Recipe(seconds=2600, lr=2e-3, decay=0.999, eval_every=500, restarts=(1000, 2000)),
+    "shape_flow": Recipe(seconds=4700, lr=2e-3, decay=0.999, eval_every=500, restarts=(1760, 3540)),
+    "tex_flow": Recipe(seconds=3600, lr=2e-3, decay=0.999, eval_every=500, restarts=(1500, 2300)),
     "shape_polish": Recipe(seconds=150, lr=1e-3),
     "tex_polish": Recipe(seconds=110, lr=1e-3),
 }
