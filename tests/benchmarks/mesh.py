@@ -5,8 +5,8 @@
 DIR holds npz files with verts [V, 3], faces [F, 3], coords [V, 3], attrs [V, 6] and res, as `tests.benchmarks.mesh_kinds`
 makes them. Every case runs in a process of its own. `s` are user and system seconds of it and its children, medians of
 the repeats, the columns after it their shares by step; `MB` is the peak of the process tree's resident memory less
-what Python, torch and the loaded mesh take (`+ base`). Distances are in voxels; `psnr` compares baked colours with the painted truth, and
-`exact` does the same for colours looked up at the exact closest points of the decoded surface.
+what Python, torch and the loaded mesh take (`+ base`). Distances are in voxels; `psnr` compares baked colours of texels with
+the painted truth, and `exact` does the same for colours looked up at the exact closest points of the decoded surface.
 """
 
 from __future__ import annotations
@@ -114,12 +114,9 @@ def quality(asset: Asset, mesh: Mesh, voxels: PbrVoxels) -> dict[str, float]:
     there = _scatter(mesh, random)
     here = Mesh(asset.vertices, asset.faces)
     source = TriangleIndex(mesh.vertices, mesh.faces)
-    spots, face, weights = _scatter_rows(here, random)
+    spots, colour = _texels(asset, *_scatter_rows(here, random)[1:])
     back = source.query(spots)
     away = torch.cat([TriangleIndex(here.vertices, here.faces).query(there).distance, back.distance]) * voxels.resolution
-    uv = (asset.uvs[asset.faces[face].long()] * weights[:, :, None]).sum(1) * len(asset.base_color)
-    column, row = uv.long().clamp_(0, len(asset.base_color) - 1).unbind(1)
-    baked = asset.base_color[row, column, :3].float() / 255
     truth = torch.from_numpy(paint(back.point.numpy().astype(np.float64))[:, :3])
     exact = sample_attributes(voxels, back.point)[:, :3].clamp(0, 1).mul(255).round() / 255
     aniso = anisotropy(asset)
@@ -128,9 +125,24 @@ def quality(asset: Asset, mesh: Mesh, voxels: PbrVoxels) -> dict[str, float]:
         "haus": float(away.max()),
         "aniso50": aniso[0],
         "aniso95": aniso[1],
-        "psnr": _psnr(baked, truth),
+        "stretch99": asset.report.stretch_99,
+        "psnr": _psnr(colour, truth),
         "exact": _psnr(exact, truth),
     }
+
+
+def _texels(asset: Asset, face: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of points on faces [K] the texels that they fall into, if the centre lies in the same face: its place, its colour."""
+    corners = asset.uvs[asset.faces[face].long()].double() * len(asset.base_color)
+    centre = (corners * weights[:, :, None]).sum(1).floor() + 0.5
+    a, b, arm = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0], centre - corners[:, 0]
+    cross = lambda p, q: p[:, 0] * q[:, 1] - p[:, 1] * q[:, 0]  # noqa: E731
+    v, w = cross(arm, b) / cross(a, b), cross(a, arm) / cross(a, b)
+    weights = torch.stack([1 - v - w, v, w], 1)
+    inside = (weights >= 0).all(1)
+    place = (asset.vertices[asset.faces[face].long()].double() * weights[:, :, None]).sum(1)[inside].float()
+    column, row = centre[inside].long().unbind(1)
+    return place, asset.base_color[row, column, :3].float() / 255
 
 
 def _psnr(a: torch.Tensor, b: torch.Tensor) -> float:

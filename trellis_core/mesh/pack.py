@@ -15,12 +15,14 @@ _SHELVED = 0.05
 """The smallest charts, whose boxes take this share of the atlas, stand in rows; only the others are fitted one by one."""
 _TALLEST = 48
 """Texels of the largest chart that may stand in a row."""
+_FITTED = 10_000
+"""The largest charts, of which no more than these are fitted one by one."""
 _FILL = 0.62
 """Share of the atlas that charts usually reach; the first guess of the scale."""
 _TRIES = 4
 _ENOUGH = 0.98
 """Share of the atlas's height that ends the search for the scale."""
-_TURN_SHARE = 40
+_TURN_SHARE = 80
 """Charts of at least this part of the atlas's side are also tried turned."""
 
 
@@ -119,7 +121,9 @@ def _place(outlines: _Outlines, scale: float, size: int, padding: int, ctx: RunC
     largest = extent.max(1)
     by_size = np.argsort(largest, kind="stable")
     boxes = (extent[by_size] + padding).prod(1).cumsum()
-    shelved = by_size[(boxes <= _SHELVED * size * size) & (largest[by_size] <= _TALLEST) | (largest[by_size] <= 2)]
+    small = (boxes <= _SHELVED * size * size) & (largest[by_size] <= _TALLEST) | (largest[by_size] <= 2)
+    small[: max(len(small) - _FITTED, 0)] = True
+    shelved = by_size[small]
     base = _shelve(shelved, extent, size - 2 * margin, padding, corner, pose)
     poses = [_Pose.of(outlines, scale, extent, padding), _Pose.of(outlines.sideways(), scale, extent[:, ::-1], padding)]
     skyline = np.full(size - 2 * margin + 2 * padding, base, np.int32)  # with `padding` columns more on both sides
