@@ -23,7 +23,7 @@ for style in "${@:-tall blocky gold}"; do
     case "$one" in
       tall) make tall structure tall-and-thin 1 --steps 150 --learning-rate 4e-3 ;;
       blocky) make blocky shape blocky 1 --steps 150 --learning-rate 4e-3 --batch 4 ;;
-      gold) make gold texture polished-gold 0.7 --steps 100 --learning-rate 2e-3 --batch 4 ;;
+      gold) make gold texture polished-gold 0.85 --steps 100 --learning-rate 2e-3 --batch 4 ;;
       *) echo "no such style: $one" >&2 && exit 2 ;;
     esac
   done

@@ -23,7 +23,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 SHOWN = (
     ("tall-and-thin", "structure", "icon_duck.png"),
     ("blocky", "shape", "icon_duck.png"),
-    ("polished-gold", "texture", "icon_tree.png"),
+    ("polished-gold", "texture", "photo_toadstool_cut.png"),
 )
 STRENGTHS = (0.0, 0.5, 1.0)
 SIDE, LABEL = 300, 22
