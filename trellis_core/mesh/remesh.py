@@ -134,10 +134,10 @@ def narrow_band_remesh(
 def _lattice_around(vertices: Array, resolution: int, pad: int, memory: int) -> Lattice:
     """Nodes at the corners of the voxels of [-0.5, 0.5]^3 (nearly), reaching `pad` nodes beyond the vertices.
 
-    Where these would take more than `memory` bytes the step grows as much as it must.
+    The step grows with meshes that are larger than the cube, and where the nodes would take more than `memory` bytes.
     """
     low, high = vertices.min(axis=0).astype(np.float64), vertices.max(axis=0).astype(np.float64)
-    step = 1 / resolution
+    step = max(1.0, float((high - low).max())) / resolution
     while True:
         base = np.full(3, -0.5) + _SHIFT * step
         first = np.floor((low - base) / step).astype(int) - pad
