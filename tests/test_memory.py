@@ -10,19 +10,23 @@ import torch
 
 from tests.test_vae import randomised, voxels
 from tests.tiny_family import make_family
+from trellis_core import published, stages
 from trellis_core.errors import OutOfBudgetError
-from trellis_core.family import Family, load_family
+from trellis_core.family import Family, Scale, load_family
 from trellis_core.flow.attention import Batch
 from trellis_core.flow.context import Kept
 from trellis_core.flow.prepared import prepare_slat
 from trellis_core.flow.slat import SLatFlowModel, SLatFlowParams
+from trellis_core.flow.transformer import FlowTransformer
 from trellis_core.footprint import FusedAttention, activation_bytes, sparse_decoder_bytes
 from trellis_core.kernels import planning
 from trellis_core.memory import plan_run, recovering
 from trellis_core.peak import PeakMeter
 from trellis_core.run import QUIET, RunContext
 from trellis_core.settings import GenerationSettings
+from trellis_core.values import Condition, Structure
 from trellis_core.vae.sparse_unet import FlexiDualGridVaeDecoder, FlexiDualGridVaeDecoderParams
+from trellis_core.weights import IMAGE_ENCODER, NetworkFile
 
 OFFICIAL_FLOW = SLatFlowParams.from_args({
     "resolution": 64, "in_channels": 32, "out_channels": 32, "model_channels": 1536, "cond_channels": 1024, "num_blocks": 30,
@@ -120,6 +124,120 @@ def test_running_out_of_memory_is_survived_once() -> None:
     with pytest.raises(OutOfBudgetError, match="lower"):
         recovering(QUIET, lambda ctx: work(ctx, 2))
     assert seen == [False, True]
+
+
+@pytest.mark.parametrize("text", ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "HIP out of memory"])
+def test_libraries_that_run_out_in_their_own_words_are_understood(text: str) -> None:
+    seen = []
+
+    def work(ctx: RunContext) -> str:
+        seen.append(ctx.frugal)
+        if not ctx.frugal:
+            raise RuntimeError(text)
+        return "done"
+
+    assert recovering(QUIET, work) == "done" and seen == [False, True]
+    with pytest.raises(RuntimeError, match="shapes"):
+        recovering(QUIET, lambda ctx: (_ for _ in ()).throw(RuntimeError("shapes do not match")))
+
+
+@pytest.mark.parametrize("stage", ["structure", "shape"])
+def test_memory_that_another_program_takes_mid_run_is_done_without(
+    stage: str, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third evaluation finds the device full; the stage begins anew, frugal, with the same noise and the same result."""
+    settings = GenerationSettings(resolution=512, seed=3, ss_sampling_steps=3, shape_slat_sampling_steps=3)
+    seen = Condition({512: torch.randn(1, 5, 16)}, ())
+
+    def run(structure: Structure | None) -> torch.Tensor:
+        if stage == "structure":
+            return stages.sample_structure(family, seen, settings).coords
+        return stages.sample_shape(family, seen, structure, settings).feats
+
+    coords = torch.nn.functional.pad(torch.cartesian_prod(*[torch.arange(3)] * 3), (1, 0)).int()
+    given = Structure(coords, 4, 1, torch.Generator().manual_seed(1).get_state())
+    expected, original, calls = run(given), FlowTransformer.velocity, []
+
+    def velocity(model, x, layout, mod, context, ctx=QUIET):
+        calls.append(ctx.frugal)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(model, x, layout, mod, context, ctx)
+
+    monkeypatch.setattr(FlowTransformer, "velocity", velocity)
+    assert torch.allclose(run(given).float(), expected.float(), atol=1e-5)
+    assert calls[:3] == [False] * 3 and len(calls) > 5 and all(calls[3:])
+
+
+def test_weights_that_do_not_fit_are_said_so(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("trellis_core.weights.NetworkFile.load", load)
+    with pytest.raises(OutOfBudgetError, match="SLatFlowModel do not fit"), family.network("shape_slat_flow_model_512"):
+        pass
+
+
+@pytest.fixture(scope="module")
+def official() -> Family:
+    """The published family's sizes, without its weights."""
+    flow = {**vars(OFFICIAL_FLOW), "dtype": "bfloat16"}
+    sparse = {"model_channels": [1024, 512, 256, 128, 64], "latent_channels": 32, "num_blocks": [4, 16, 8, 4, 0], "use_fp16": True}
+    dense = {"out_channels": 1, "latent_channels": 8, "num_res_blocks": 2, "num_res_blocks_middle": 2, "channels": [512, 128, 32]}
+    parts = {
+        "image_cond_model": (IMAGE_ENCODER, {
+            "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 16,
+        }),
+        "sparse_structure_flow_model": (
+            "SparseStructureFlowModel", {**flow, "resolution": 16, "in_channels": 8, "out_channels": 8},
+        ),
+        "sparse_structure_decoder": ("SparseStructureDecoder", {**dense, "use_fp16": True}),
+        "shape_slat_decoder": ("FlexiDualGridVaeDecoder", {**sparse, "out_channels": 7}),
+        "tex_slat_decoder": ("SparseUnetVaeDecoder", {**sparse, "out_channels": 6, "pred_subdiv": False}),
+        **{f"shape_slat_flow_model_{key}": ("SLatFlowModel", flow) for key in (512, 1024)},
+        **{f"tex_slat_flow_model_{key}": ("SLatFlowModel", {**flow, "in_channels": 64}) for key in (512, 1024)},
+    }  # fmt: skip
+    networks = {role: NetworkFile(name, args, Path("none")) for role, (name, args) in parts.items()}
+    scales = {int(key): Scale(**scale) for key, scale in published.SCALES.items()}
+    return replace(load_family("mini"), name="official", networks=networks, scales=scales, upscale=16, structure_side=64)
+
+
+@pytest.mark.parametrize(("resolution", "gib"), [(512, 4), (1024, 6), (1536, 8)])
+@pytest.mark.parametrize("kernels", [False, True])
+def test_the_published_networks_are_planned_within_common_cards(
+    resolution: int, gib: int, kernels: bool, official: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kernels:
+        pytest.importorskip("triton")
+    monkeypatch.setattr("trellis_core.memory.works_on", lambda device: kernels)
+    gpu = RunContext(torch.device("meta"))
+    assert plan_run(official, GenerationSettings(resolution=resolution), gpu).peak <= gib * 2**30
+
+
+@pytest.mark.parametrize("budget", [4, 6, 8, 12, 16, 24, 80])
+def test_every_budget_gets_a_plan_below_it(budget: int, official: Family) -> None:
+    gpu = RunContext(torch.device("meta"), memory_budget=budget * GB)
+    for resolution in (512, 1024, 1536):
+        try:
+            plan = plan_run(official, GenerationSettings(resolution=resolution), gpu)
+            assert plan.peak <= budget * GB
+        except OutOfBudgetError as refusal:
+            assert budget == 4 and "512 would fit" in str(refusal)
+
+
+def test_a_budget_of_a_gigabyte_is_refused_with_advice(official: Family) -> None:
+    gpu = RunContext(torch.device("meta"), memory_budget=GB)
+    with pytest.raises(OutOfBudgetError, match=r"takes 3\.\d+ GB when saving memory, the budget is 1.00 GB.*smaller weights"):
+        plan_run(official, GenerationSettings(resolution=512), gpu)
+
+
+def test_a_gpu_without_bfloat16_computes_in_float32(official: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for capability, expected in (((7, 5), torch.float32), ((9, 0), torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        gpu = RunContext(torch.device("cuda", 0))
+        assert official.networks["shape_slat_flow_model_512"].build(gpu).dtype == expected
+        assert official.networks["shape_slat_decoder"].build(gpu).dtype == torch.float16
 
 
 @torch.no_grad()

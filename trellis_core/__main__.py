@@ -47,6 +47,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--attention", default="torch", metavar="NAME", help="attention library: torch, flash, flash3, sage (default: torch)"
     )
     generate.add_argument(
+        "--convolution", default="ours", metavar="NAME", help="sparse convolution: ours, flex_gemm, spconv (default: ours)"
+    )
+    generate.add_argument(
         "--precision", choices=("int8", "fp8"), help="round the flow networks to 8 bits as they are read: half the memory"
     )
     generate.add_argument("--plan", action="store_true", help="say what memory this would take, and stop")

@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
         return
     with Progress() as progress:
         ctx = RunContext(
-            _device(options.device), memory_budget=_budget(options), attention=options.attention, on_progress=progress
+            _device(options.device), memory_budget=_budget(options), attention=options.attention, convolution=options.convolution, on_progress=progress
         )
         asset = stages.generate(family, picture, settings, cropped=True, ctx=ctx)
         preview = draw_preview(asset, ctx.part(1.0, 1.0, "preview")) if options.preview else None

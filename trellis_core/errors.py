@@ -23,3 +23,16 @@ class OutOfBudgetError(TrellisError):
 
 class Cancelled(TrellisError):
     """The user asked the run to stop."""
+
+
+EXHAUSTED = (
+    "The device ran out of memory, also when saving it. Something else may be using it; close that, choose a lower "
+    "resolution, or lower max_num_tokens."
+)
+_ALLOCATION = ("out of memory", "not enough memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
+
+
+def is_exhaustion(error: RuntimeError) -> bool:
+    """Whether it means that memory was not enough. Libraries that allocate for themselves say so in their own words, for
+    example when another program has taken the rest of the device."""
+    return type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in _ALLOCATION)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from . import published
 from .compatibility import check_together
-from .errors import InputError, WeightsError
+from .errors import EXHAUSTED, InputError, OutOfBudgetError, WeightsError, is_exhaustion
 from .lora.apply import Use, applied
 from .lowbit import PRECISIONS
 from .repackaged import find_networks
@@ -91,7 +91,12 @@ class Sampler:
 @contextmanager
 def read_and_drop(network: NetworkFile, ctx: RunContext, rows: int, loras: Sequence[Use] = ()) -> Iterator[nn.Module]:
     """Hold a network in the simplest way: read it, and give its memory back at the end of the `with`."""
-    model = network.load(ctx)
+    try:
+        model = network.load(ctx)
+    except RuntimeError as error:
+        if not is_exhaustion(error):
+            raise
+        raise OutOfBudgetError(f"The weights of {network.name} do not fit. {EXHAUSTED}") from error
     try:
         with applied(model, loras):
             yield model

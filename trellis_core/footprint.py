@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from .flow.attention import Batch
-from .flow.context import Kept, Tokens
+from .flow.context import Both, Kept, Nothing, Tokens
 from .flow.prepared import KEPT_BYTES, PAIR_ROWS
 from .flow.transformer import FlowParams, FlowTransformer
 from .image.dino import DinoV3Params
@@ -68,30 +68,30 @@ def level_rows(params: SparseUnetVaeDecoderParams, rows: int) -> list[int]:
 
 
 def _flow_bytes(params: FlowParams, rows: int, dtype: torch.dtype, frugal: bool, kernels: bool) -> int:
-    per_row, per_context = _flow_slopes(params, dtype, kernels)
-    kept = 0
-    if not frugal:
-        rows *= 2 if rows <= PAIR_ROWS else 1
-        kept = min(KEPT_BYTES, 2 * MOST_CONTEXT * params.model_channels * params.num_blocks * dtype.itemsize)
-    return round(per_row * rows + per_context * MOST_CONTEXT + kept)
+    kept = 2 * MOST_CONTEXT * params.model_channels * dtype.itemsize  # by one layer
+    keep = not frugal and kept * params.num_blocks <= KEPT_BYTES
+    layer = _layer_bytes(params, rows, dtype, not frugal and rows <= PAIR_ROWS, keep, kernels)
+    return layer + (params.num_blocks - 1) * kept if keep else layer
 
 
-@lru_cache
+@lru_cache(maxsize=256)
 @torch.no_grad()
-def _flow_slopes(params: FlowParams, dtype: torch.dtype, kernels: bool) -> tuple[float, float]:
-    """Bytes per token and per context token of one layer; a forward pass holds one layer's activations at a time."""
+def _layer_bytes(params: FlowParams, rows: int, dtype: torch.dtype, pair: bool, keep: bool, kernels: bool) -> int:
+    """Peak of one layer between the network's two ends; a forward pass holds one layer's activations at a time.
+
+    `pair` is for both guided branches in one batch, `keep` for a context that is projected beforehand.
+    """
     model = FlowTransformer(replace(params, num_blocks=1), device="meta", dtype=dtype)
-    peaks = []
-    for rows, context in ((4096, 64), (8192, 64), (4096, 4096)):
-        batch, seen = Batch((rows,)), Batch((context,))
-        positions = torch.zeros(1, rows, 3, dtype=torch.int32, device="meta")
-        x = torch.zeros(1, rows, params.in_channels, device="meta")
-        with PeakMeter() as meter, FusedAttention(), planning(kernels):
-            tokens = Tokens(seen, torch.zeros(1, context, params.cond_channels, dtype=dtype, device="meta"))
-            mod = model.modulation(torch.zeros(1, device="meta"))
-            model.velocity(x, model.layout(positions, batch), mod, tokens)
-        peaks.append(meter.peak)
-    return (peaks[1] - peaks[0]) / 4096, max(0.0, (peaks[2] - peaks[0]) / 4032)
+    batch = Batch((rows, rows) if pair else (rows,))
+    samples = len(batch.lengths)
+    with PeakMeter() as meter, FusedAttention(), planning(kernels):
+        context = Tokens(Batch((MOST_CONTEXT,)), torch.zeros(1, MOST_CONTEXT, params.cond_channels, dtype=dtype, device="meta"))
+        context = Kept.of(model, context) if keep else context
+        context = Both(context, Nothing.of(model)) if pair else context
+        layout = model.layout(torch.zeros(rows, 3, dtype=torch.int32, device="meta"), batch)
+        mod = model.modulation(torch.zeros(samples, device="meta"))
+        model.velocity(torch.zeros(samples, rows, params.in_channels, device="meta"), layout, mod, context)
+    return meter.peak
 
 
 class FusedAttention(TorchFunctionMode):

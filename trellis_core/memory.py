@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from functools import lru_cache
+from typing import Any, TypeVar
 
 import torch
 
-from .errors import OutOfBudgetError
+from .errors import EXHAUSTED, OutOfBudgetError, is_exhaustion
 from .family import IMAGE_ROLE, Family, Route
 from .footprint import activation_bytes
 from .kernels import works_on
 from .run import RunContext
 from .settings import GenerationSettings
+from .weights import NetworkFile
 
 TOKENS_PER_CELL = 2.4
 """Latent voxels of a usual object per square of the grid's side: 2,200 at 32, 9,600 at 64 (spec F 4)."""
@@ -102,15 +104,17 @@ def _plan(family: Family, settings: GenerationSettings, route: Route, ctx: RunCo
             rows = samples * family.networks["sparse_structure_flow_model"].args["resolution"] ** 3
         elif role == f"shape_slat_flow_model_{route.low}":
             rows = coarse
-        network = family.networks[role].build(ctx)
-        dtype = getattr(network, "dtype", torch.float32)
-        work = activation_bytes(network.params, rows, dtype, ctx.frugal, works_on(ctx.device))
-        steps.append(Step(role, rows, _size(network), work))
+        params, dtype, weights = _facts(family.networks[role], ctx.device, ctx.dtype)
+        steps.append(Step(role, rows, weights, activation_bytes(params, rows, dtype, ctx.frugal, works_on(ctx.device))))
     return Plan(tuple(steps), ctx, settings)
 
 
-def _size(network: torch.nn.Module) -> int:
-    return sum(t.numel() * t.element_size() for t in network.state_dict().values())
+@lru_cache(maxsize=64)
+def _facts(network: NetworkFile, device: torch.device, dtype: torch.dtype | None) -> tuple[Any, torch.dtype, int]:
+    """Params, dtype of the torso and bytes of the weights."""
+    model = network.build(RunContext(device, dtype))
+    size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    return model.params, getattr(model, "dtype", torch.float32), size
 
 
 def _refusal(family: Family, settings: GenerationSettings, plan: Plan, samples: int) -> str:
@@ -137,20 +141,18 @@ def recovering(ctx: RunContext, work: Callable[[RunContext], T]) -> T:
     """
     try:
         return work(ctx)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_exhaustion(error):
+            raise
         if ctx.frugal:
-            raise OutOfBudgetError(_EXHAUSTED) from None
+            raise OutOfBudgetError(EXHAUSTED) from error
     _forget(ctx)
     try:
         return work(replace(ctx, frugal=True))
-    except torch.OutOfMemoryError as error:
-        raise OutOfBudgetError(_EXHAUSTED) from error
-
-
-_EXHAUSTED = (
-    "The device ran out of memory, also when saving it. Something else may be using it; close that, choose a lower "
-    "resolution, or lower max_num_tokens."
-)
+    except RuntimeError as error:
+        if not is_exhaustion(error):
+            raise
+        raise OutOfBudgetError(EXHAUSTED) from error
 
 
 def _forget(ctx: RunContext) -> None:

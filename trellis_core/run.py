@@ -22,6 +22,7 @@ class RunContext:
         dtype: torso dtype of the networks; None keeps what the checkpoint's config says where the device is fast in it.
         memory_budget: bytes the run may use, None for no limit.
         attention: what `flow.attention.use_attention` takes: "torch", a package's name, or a host's kernel.
+        convolution: what `sparse.libraries.use_convolution` takes: "ours" or a package's name.
         frugal: trade some speed for memory: no context kept between steps, guided branches one by one, small chunks.
         on_progress: called with (fraction of the whole run in 0..1, name of the step).
         is_cancelled: polled often; True makes the next `report` or `check` raise `Cancelled`.
@@ -31,6 +32,7 @@ class RunContext:
     dtype: torch.dtype | None = None
     memory_budget: int | None = None
     attention: str | Callable[..., Any] = "torch"
+    convolution: str = "ours"
     frugal: bool = False
     on_progress: Report | None = None
     is_cancelled: Callable[[], bool] | None = None

@@ -28,6 +28,7 @@ from .memory import plan_run, recovering
 from .mesh.dual_grid import dual_grid_to_mesh
 from .run import QUIET, RunContext
 from .settings import LORA_FIELDS, GenerationSettings, resolve_seed
+from .sparse.libraries import use_convolution
 from .sparse.resample import quantize_coords
 from .vae.sparse_unet import dual_grid_heads
 from .vae.structure import active_voxels
@@ -103,7 +104,7 @@ def condition(
             if size not in by_size:
                 ctx.report(0.5 + 0.25 * len(by_size))
                 pixels = torch.stack([image_to_pixels(square, size) for square in squares])
-                by_size[size] = encoder(pixels.to(ctx.device)).float().cpu()
+                by_size[size] = recovering(ctx, lambda c: encoder(pixels.to(c.device)).float().cpu())  # noqa: B023
     ctx.report(1.0)
     tokens = {key: by_size[family.scales[key].image_size] for key in scales}
     return Condition(tokens, tuple(torch.from_numpy(np.array(square)) for square in squares))
@@ -160,7 +161,7 @@ def sample_structure(
             z = recovering(ctx.part(LOADED, 0.9), walk)
     with family.network("sparse_structure_decoder", ctx.part(0.9, 0.95), samples * side**3) as decoder:
         grid = family.scales[route.start].structure_grid
-        coords = active_voxels(decoder(z), grid).cpu().contiguous()
+        coords = recovering(ctx, lambda _: active_voxels(decoder(z), grid)).cpu().contiguous()
     _refuse_empty(coords, samples, "The structure")
     ctx.report(1.0)
     return Structure(coords, grid, samples, generator.get_state())
@@ -263,12 +264,12 @@ def decode(
         EmptyResultError: a sample has no surface.
     """
     coords = shape.coords.to(ctx.device)
-    with family.network("shape_slat_decoder", ctx.part(0.0, 0.1), len(coords)) as decoder:
+    with use_convolution(ctx.convolution), family.network("shape_slat_decoder", ctx.part(0.0, 0.1), len(coords)) as decoder:
         decoding = recovering(ctx.part(0.1, 0.45), lambda c: decoder(shape.feats.to(c.device), coords, ctx=c))
         heads = [head.cpu() for head in dual_grid_heads(decoding.raw, decoder.params.voxel_margin)]
     attrs, voxels = None, decoding.coords.cpu()
     if texture is not None:
-        with family.network("tex_slat_decoder", ctx.part(0.45, 0.55), len(coords)) as decoder:
+        with use_convolution(ctx.convolution), family.network("tex_slat_decoder", ctx.part(0.45, 0.55), len(coords)) as decoder:
             guides, feats = decoding.subdivisions, texture.feats.to(ctx.device)
             raw, _ = recovering(ctx.part(0.55, 0.9), lambda c: decoder(feats, coords, guides, ctx=c))
         attrs = 0.5 * raw.float().cpu() + 0.5
@@ -324,7 +325,7 @@ def generate(
     on the family, unless it has LoRAs already (see `lora.stack.place`).
     """
     route = family.route(settings.resolution, settings.cascade)
-    with use_attention(ctx.attention):
+    with use_attention(ctx.attention), use_convolution(ctx.convolution):
         pass  # a package that is not there is told now, not after the first network
     if ctx.memory_budget is not None:
         plan = plan_run(family, settings, ctx)
@@ -400,9 +401,10 @@ class _Sampling:
 
 
 def _upsample(family: Family, feats: Tensor, coords: Tensor, ctx: RunContext) -> Tensor:
-    with family.network("shape_slat_decoder", ctx.part(0.0, 0.3), len(coords)) as decoder:
+    with use_convolution(ctx.convolution), family.network("shape_slat_decoder", ctx.part(0.0, 0.3), len(coords)) as decoder:
         levels = len(decoder.params.num_blocks) - 1
-        return decoder.upsample(feats.to(ctx.device), coords.to(ctx.device), levels, ctx=ctx.part(0.3, 1.0)).cpu()
+        feats, coords = feats.to(ctx.device), coords.to(ctx.device)
+        return recovering(ctx.part(0.3, 1.0), lambda c: decoder.upsample(feats, coords, levels, ctx=c)).cpu()
 
 
 def _refuse_empty(coords: Tensor, samples: int, what: str) -> None:

@@ -101,7 +101,7 @@ class NetworkFile:
     def _build(self, ctx: RunContext = QUIET, ops: Any = nn) -> nn.Module:
         module, params = NETWORKS[self.name]
         home = importlib.import_module(f".{module}", __package__)
-        dtype = None if self.name == IMAGE_ENCODER else torso_dtype(ctx)
+        dtype = None if self.name == IMAGE_ENCODER else torso_dtype(ctx, self.args.get("dtype"))
         try:
             known = getattr(home, params).from_args(dict(self.args))
             return getattr(home, self.name)(known, ops=ops, device="meta", dtype=dtype)
@@ -163,9 +163,20 @@ class NetworkFile:
         return model.eval().requires_grad_(False)
 
 
-def torso_dtype(ctx: RunContext) -> torch.dtype | None:
-    """What the context asks for; else float32 on CPUs, where half precision is slow, and the config's elsewhere."""
-    return ctx.dtype or (torch.float32 if ctx.device.type == "cpu" else None)
+def torso_dtype(ctx: RunContext, configured: str | None = None) -> torch.dtype | None:
+    """What the context asks for; else float32 on CPUs, where half precision is slow, and None, for the config's, elsewhere.
+
+    GPUs without bfloat16 get float32 in its place: float16 has not its range.
+    """
+    if ctx.dtype is not None or ctx.device.type == "cpu":
+        return ctx.dtype or torch.float32
+    return torch.float32 if configured == "bfloat16" and not _has_bfloat16(ctx.device) else None
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type != "cuda" or torch.version.hip is not None:
+        return True
+    return torch.cuda.is_available() and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def network_file(stem: Path) -> NetworkFile:

@@ -15,6 +15,7 @@ from trellis_core.flow.prepared import prepare_slat, prepare_structure
 from trellis_core.flow.slat import SLatFlowModel, SLatFlowParams
 from trellis_core.flow.structure import SparseStructureFlowModel, SparseStructureFlowParams
 from trellis_core.flow.transformer import FlowParams, FlowTransformer
+from trellis_core.sparse.libraries import LIBRARIES
 from trellis_core.sparse.resample import merge_plan, split_plan
 from trellis_core.sparse.tensor import pack_keys
 from trellis_core.vae.sparse_unet import SparseUnetVaeDecoder, SparseUnetVaeDecoderParams
@@ -183,15 +184,7 @@ def conv_layers(sizes: Sizes) -> list[tuple[int, int, int]]:
 
 def peer_conv(name: str, coords: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Callable[[], Any]:
     """The same convolution by a library; raises whatever the library raises if it is not there."""
-    shape = torch.Size((1, x.shape[1], *[int(coords[:, 1:].max()) + 1] * 3))
-    if name == "flex_gemm":
-        library = importlib.import_module("flex_gemm.ops.spconv")
-        _, cache = library.sparse_submanifold_conv3d(x, coords, shape, weight, bias, None)
-        return lambda: library.sparse_submanifold_conv3d(x, coords, shape, weight, bias, cache)
-    library = importlib.import_module("spconv.pytorch")
-    layer = library.SubMConv3d(x.shape[1], weight.shape[0], 3, indice_key="benchmark").to(x.device, x.dtype)
-    layer.weight.data.copy_(weight)
-    layer.bias.data.copy_(bias)
-    tensor = library.SparseConvTensor(x, coords, list(shape[2:]), 1)
-    layer(tensor)  # finds the neighbours, which are kept
-    return lambda: layer(tensor)
+    module, make = LIBRARIES[name]
+    convolve, kept = make(importlib.import_module(module)), {}
+    convolve(x, weight, bias, coords, kept)  # finds the neighbours, which are kept
+    return lambda: convolve(x, weight, bias, coords, kept)

@@ -10,13 +10,14 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import usable
+from .libraries import chosen
 from .tensor import AXIS_BITS, pack_keys
 
 if TYPE_CHECKING:
@@ -66,10 +67,13 @@ class NeighborMap:
 
     Attributes:
         table: int32 [27, N], row of every tap's neighbour, -1 where there is none.
+        coords: int32 [N, 4] of the rows, for libraries that find neighbours by themselves.
+        kept: what backends make of it and use again.
     """
 
     table: Tensor
-    _tiles: dict[tuple[int, int, int], Tiles] = field(default_factory=dict, compare=False, repr=False)
+    coords: Tensor | None = None
+    kept: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def build(cls, coords: Tensor) -> NeighborMap:
@@ -95,7 +99,7 @@ class NeighborMap:
                     _link(table, CENTRE + 2 + 3 * column + step, found, at)
                     at = (at + found).clamp_(max=rows - 1)
                     wanted += 1
-        return cls(table if order is None else _reorder(table, order))
+        return cls(table if order is None else _reorder(table, order), coords)
 
     @property
     def rows(self) -> int:
@@ -116,9 +120,9 @@ class NeighborMap:
         from ..kernels.conv import Tiles
 
         key = rows.start, rows.stop, height
-        if key not in self._tiles:
-            self._tiles[key] = Tiles.of(self.table, rows, height)
-        return self._tiles[key]
+        if key not in self.kept:
+            self.kept[key] = Tiles.of(self.table, rows, height)
+        return self.kept[key]
 
 
 def _link(table: Tensor, tap: int, found: Tensor, at: Tensor) -> None:
@@ -296,6 +300,8 @@ class SubmanifoldConv3d(nn.Module):
 
     def forward(self, feats: Tensor, nmap: NeighborMap) -> Tensor:
         """feats [N, Ci] -> [N, Co] on the voxels that `nmap` was built for."""
+        if library := chosen(feats):
+            return library(feats, self.weight, self.bias, nmap.coords, nmap.kept)
         return submanifold_conv3d(feats, self.weight, self.bias, nmap)
 
     def chunks(self, feats: Tensor, nmap: NeighborMap, step: int) -> Iterator[tuple[slice, Tensor]]:
@@ -303,6 +309,10 @@ class SubmanifoldConv3d(nn.Module):
 
         Without gradient. Every chunk is the caller's own.
         """
+        if library := chosen(feats):
+            whole = library(feats, self.weight, self.bias, nmap.coords, nmap.kept)
+            yield from ((slice(at, at + len(part)), part) for at, part in zip(range(0, nmap.rows, step), whole.split(step), strict=True))
+            return
         dtype = _compute_dtype(feats)
         fill, x = _way(feats.to(dtype))
         taps, bias = _taps(self.weight, dtype), self.bias.to(dtype)
