@@ -111,7 +111,7 @@ def test_stages(page: Editor) -> None:
     page.wait_for_model()
     page.page.set_viewport_size({"width": 2000, "height": 880})
     page.frame(*(node["id"] for node in workflow["nodes"] if node["type"] != "MarkdownNote"))
-    _shot(page, "stages", {"x": 64, "y": 116, "width": 1936, "height": 710})
+    _shot(page, "stages", {"x": 64, "y": 162, "width": 1936, "height": 606})
 
 
 def test_three_clicks(page: Editor) -> None:
