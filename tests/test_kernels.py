@@ -33,7 +33,13 @@ from trellis_core.sparse.conv import NeighborMap, submanifold_conv3d_reference  
 from trellis_core.vae.sparse_unet import FlexiDualGridVaeDecoder, SparseUnetVaeDecoder  # noqa: E402
 
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-ROUNDING = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+ROUNDING = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 4e-2}
+"""Largest difference beside the largest number; the interpreter cuts bfloat16 off where GPUs round."""
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    torch.manual_seed(0)
 
 
 def test_the_smallest_kernel_runs() -> None:
