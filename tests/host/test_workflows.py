@@ -43,7 +43,7 @@ def test_runs_and_its_models_come_from_the_history(host: Host, path: Path) -> No
         assert "is_changed" not in document["asset"]["extras"]["prompt"]
         assert bool(document.get("images")) == (path.stem != "shape_only")
     reporters = [node for node in prompt.values() if node["class_type"] == "TrellisCoreAssetReport"]
-    assert sum("triangles" in text for text in first.texts) == len(reporters)
+    assert sum("texels per triangle" in text for text in first.texts) == len(reporters)
 
     second = host.client.run(prompt)
     assert second.how == "success" and not second.executed
