@@ -10,7 +10,8 @@ from ..trellis_core.errors import InputError
 from . import condition, host, host_fal, pictures
 from . import settings as shared
 from .sample import lora_input, seed_input
-from .sockets import File3D, advanced, glb_file, schema
+from .save import keep_models
+from .sockets import advanced, glb_file, model_outputs, schema
 
 ENDPOINTS = ("auto", "trellis-2", "trellis-2-lora")
 
@@ -55,12 +56,7 @@ class FalApi(io.ComfyNode):
                 ),
                 shared.settings_input(),
             ],
-            outputs=[
-                File3D.Output("glb", display_name="glb", is_output_list=True),
-                io.Image.Output("base_color", display_name="base_color", is_output_list=True),
-                io.Int.Output("seed_out", display_name="seed"),
-                io.String.Output("report", display_name="report", tooltip="Request ids, price, and what was done."),
-            ],
+            outputs=model_outputs(),
             hidden=[io.Hidden.unique_id],
         )
 
@@ -110,7 +106,8 @@ class FalApi(io.ComfyNode):
         text = "\n".join([*lines, *notes, *filter(None, [api.price(chosen, base_url)])])
         colors = [_color(remote.base_color(model.glb)) for model in made]
         glbs = [glb_file(model.glb) for model in made]
-        return io.NodeOutput(glbs, colors, made[0].seed, text, ui={"text": [text]})
+        paths = keep_models([model.glb for model in made])
+        return io.NodeOutput(glbs, colors, paths, made[0].seed, text, ui={"text": [text]})
 
 
 class _Follower:

@@ -10,8 +10,9 @@ from . import condition, fields, host, pictures
 from .lora import changed
 from .mesh import color_of
 from .sample import lora_input, seed_input
+from .save import keep_models
 from .settings import chosen, settings_input
-from .sockets import Asset, Family, File3D, glb_file, schema
+from .sockets import Asset, Family, glb_file, model_outputs, schema
 
 
 class ImageTo3D(io.ComfyNode):
@@ -36,11 +37,7 @@ class ImageTo3D(io.ComfyNode):
                 settings_input(),
                 *fields.widgets(*fields.BAKER, *fields.CACHING),
             ],
-            outputs=[
-                File3D.Output("glb", display_name="glb", is_output_list=True),
-                io.Image.Output("base_color", display_name="base_color", is_output_list=True),
-                Asset.Output("asset", display_name="asset", is_output_list=True),
-            ],
+            outputs=[*model_outputs(), Asset.Output("asset", display_name="asset", is_output_list=True)],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -75,7 +72,9 @@ class ImageTo3D(io.ComfyNode):
             part = ctx.part(0.7 + 0.3 * index / len(pairs), 0.7 + 0.3 * (index + 1) / len(pairs))
             assets.append(make_asset(mesh, voxels, settings, part))
         colors = [color_of(asset)[..., :3] for asset in assets]
-        return io.NodeOutput([glb_file(asset.to_glb_bytes()) for asset in assets], colors, assets)
+        glbs = [asset.to_glb_bytes() for asset in assets]
+        text = "\n\n".join(asset.report.to_text() for asset in assets)
+        return io.NodeOutput([glb_file(glb) for glb in glbs], colors, keep_models(glbs), seed, text, assets)
 
 
 NODES = [ImageTo3D]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from comfy_api.latest import io
@@ -27,6 +28,18 @@ def _glb_bytes(model: Any) -> bytes:
     if model.format.lower() != "glb":
         raise InputError(f"The file is a .{model.format}, not a GLB: connect a GLB, or load it as a mesh first.")
     return model.get_bytes()
+
+
+def keep_models(glbs: Sequence[bytes]) -> list[str]:
+    """Paths of new files in the host's temporary folder, one for each GLB."""
+    from ..trellis_core.mesh.glb import write_whole
+
+    paths = []
+    for glb in glbs:
+        path, _ = host.temporary_file("TRELLIS2", ".glb")
+        write_whole(path, glb)
+        paths.append(str(path))
+    return paths
 
 
 class SaveGLB(io.ComfyNode):
