@@ -29,7 +29,7 @@ NO_CORE_TEMPLATES = ("/templates/index", "core workflow templates", "AxiosError"
 """What the stock editor itself complains of without a network and without any pack; the last one: a setting of its own
 that is read before there is a graph. And the host's own templates, which scripts/host.sh does not install."""
 
-PATIENCE = 300_000
+PATIENCE = 180_000
 """Milliseconds that anything in the page may take on a busy machine."""
 
 PACK = "trellis2-core"
@@ -152,7 +152,7 @@ class Editor:
         assert how == "success", how
 
     def frame(self, *nodes: int, margin: int = 40) -> None:
-        """Fit some nodes, or all, into the window."""
+        """Fit some nodes, or all, into the window; some at least so large that Nodes 2.0 lets their widgets be pressed."""
         self.page.evaluate(
             """([ids, margin]) => {
                 const nodes = app.graph.nodes.filter((node) => !ids.length || ids.includes(node.id));
@@ -161,7 +161,7 @@ class Editor:
                     Math.max(...nodes.map((n) => n.pos[0] + n.size[0])), Math.max(...nodes.map((n) => n.pos[1] + n.size[1]))];
                 const side = 70, top = 90, bottom = 30;
                 const w = innerWidth - side - 2 * margin, h = innerHeight - top - bottom - 2 * margin;
-                const scale = Math.min(1.4, w / (x1 - x0), h / (y1 - y0));
+                const scale = Math.max(ids.length && 0.65, Math.min(1.4, w / (x1 - x0), h / (y1 - y0)));
                 const ds = app.canvas.ds;
                 ds.scale = scale;
                 ds.offset[0] = (side + margin + (w - scale * (x1 - x0)) / 2) / scale - x0;
