@@ -65,6 +65,7 @@ def test_a_workflow_opens_tidily_and_posts_its_api_form(page: Editor, path: Path
 
 
 def test_three_clicks_lead_from_the_templates_to_a_model(page: Editor) -> None:
+    page.open(page.nodes2)  # as a newcomer: with nothing of ours on the canvas
     page.browse_templates()
     page.choose_pack()
     page.choose_template("one_node")
