@@ -41,6 +41,11 @@ def _stored(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return json.loads((ROOT / "example_workflows" / path.name).read_text()), json.loads(path.read_text())
 
 
+def _untitled(prompt: dict[str, Any]) -> dict[str, Any]:
+    """Without the titles of nodes: the host renames its own."""
+    return {number: {key: value for key, value in node.items() if key != "_meta"} for number, node in prompt.items()}
+
+
 def colorful(picture: np.ndarray) -> float:
     """Share of the pixels [height, width, 3] that have a colour of their own, unlike the viewer's grey."""
     return float(((picture.max(-1) - picture.min(-1)) > 0.12).mean())
@@ -53,7 +58,7 @@ def test_a_workflow_opens_tidily_and_posts_its_api_form(page: Editor, path: Path
         page.open(nodes2=True)  # a page that had another workflow mixes its nodes' places into the next one's
     page.load(workflow)
     assert not page.missing()
-    assert page.prompt() == prompt
+    assert _untitled(page.prompt()) == _untitled(prompt)
     boxes = page.boxes()
     assert len(boxes) == len(workflow["nodes"])
     for (one, a), (other, b) in combinations(boxes.items(), 2):
