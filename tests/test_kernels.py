@@ -33,13 +33,26 @@ from trellis_core.sparse.conv import NeighborMap, submanifold_conv3d_reference  
 from trellis_core.vae.sparse_unet import FlexiDualGridVaeDecoder, SparseUnetVaeDecoder  # noqa: E402
 
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-ROUNDING = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 4e-2}
-"""Largest difference beside the largest number; the interpreter cuts bfloat16 off where GPUs round."""
+ROUNDING = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+"""Largest difference beside the largest number."""
 
 
 @pytest.fixture(autouse=True)
-def _same_numbers() -> None:
+def _same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fixed random numbers, and bfloat16 rounded to nearest as GPUs do it: the interpreter cuts it off."""
     torch.manual_seed(0)
+    if ON_GPU:
+        return
+    from triton.runtime import interpreter
+
+    cut = interpreter._convert_float
+
+    def convert(data: Any, source: Any, target: Any, rounding: Any) -> Any:
+        if (source, target) != (interpreter.tl.float32, interpreter.tl.bfloat16):
+            return cut(data, source, target, rounding)
+        return torch.from_numpy(data.copy()).bfloat16().view(torch.int16).numpy().view("uint16")
+
+    monkeypatch.setattr(interpreter, "_convert_float", convert)
 
 
 def test_the_smallest_kernel_runs() -> None:

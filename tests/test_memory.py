@@ -24,8 +24,8 @@ from trellis_core.memory import plan_run, recovering
 from trellis_core.peak import PeakMeter
 from trellis_core.run import QUIET, RunContext
 from trellis_core.settings import GenerationSettings
-from trellis_core.values import Condition, Structure
 from trellis_core.vae.sparse_unet import FlexiDualGridVaeDecoder, FlexiDualGridVaeDecoderParams
+from trellis_core.values import Condition, Structure
 from trellis_core.weights import IMAGE_ENCODER, NetworkFile
 
 OFFICIAL_FLOW = SLatFlowParams.from_args({

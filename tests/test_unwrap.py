@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.solid_objects import ball, cube, grid_surface, torus
+from tests.solid_objects import ball, grid_surface, torus
 from trellis_core.errors import Cancelled, InputError
 from trellis_core.mesh.charts import ChartOptions, cut_charts
 from trellis_core.mesh.pack import pack_charts

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-import torch
 from torch import Tensor
 
 from .conv import Config, shared_memory

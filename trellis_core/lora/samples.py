@@ -15,8 +15,8 @@ from ..mesh.preview import Surface, render
 from ..run import RunContext
 from ..settings import GenerationSettings
 from ..stages import decode
-from ..values import Mesh, PbrVoxels, Shape, Texture
 from ..vae.structure import active_voxels
+from ..values import Mesh, PbrVoxels, Shape, Texture
 from .data import Prepared
 
 SHOWN = 3

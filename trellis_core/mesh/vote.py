@@ -82,7 +82,7 @@ def vote_inside(share: Array, walls: Array, certain: Array, lattice: Lattice) ->
     edge, times = np.unique(walls, return_counts=True)
     walls = edge[times % 2 == 1]
     bonds = []
-    for axis, stride in enumerate(lattice.strides):
+    for axis in range(3):
         bond = np.full(lattice.size, _PULL, np.float32)
         bond[walls[walls % 3 == axis] // 3] = -_PULL
         bonds.append(np.delete(bond.reshape(lattice.shape), -1, axis))

@@ -5,7 +5,6 @@ Blocks see plain feature rows [N, C] beside the neighbour map of their voxels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
