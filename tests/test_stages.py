@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.tiny_family import LATENT, make_family, picture
-from trellis_core import stages
+from trellis_core import sampling, stages
 from trellis_core.errors import Cancelled, EmptyResultError, InputError
 from trellis_core.family import Family, load_family
 from trellis_core.run import RunContext
@@ -60,13 +60,13 @@ def test_noise_is_drawn_in_the_published_order(
     family: Family, seen: Condition, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = []
-    original = stages.sample
+    original = sampling.sample
 
     def sample(model, noise, *args, **kwargs):
         drawn.append(noise)
         return original(model, noise, *args, **kwargs)
 
-    monkeypatch.setattr(stages, "sample", sample)
+    monkeypatch.setattr(sampling, "sample", sample)
     chosen = settings(resolution=1024)
     shape = shape_of(family, seen, chosen, seed=2**64 - 1)
     stages.sample_texture(family, seen, shape, chosen)
@@ -221,13 +221,13 @@ def test_values_of_another_resolution_are_refused(family: Family, seen: Conditio
 
 def test_sampler_settings_reach_the_sampler(family: Family, seen: Condition, monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
-    original = stages.sample
+    original = sampling.sample
 
     def sample(model, noise, params, **kwargs):
         used.append(params)
         return original(model, noise, params, **kwargs)
 
-    monkeypatch.setattr(stages, "sample", sample)
+    monkeypatch.setattr(sampling, "sample", sample)
     chosen = GenerationSettings(resolution=512, ss_sampling_steps=2, ss_guidance_strength=2.5, tex_slat_sampling_steps=1)
     shape = shape_of(family, seen, chosen)
     stages.sample_texture(family, seen, shape, chosen)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .family import Family
 from .run import RunContext
-from .stages import Estimate
+from .sampling import Estimate
 from .vae.structure import active_voxels
 
 SIDE = 256

@@ -8,8 +8,7 @@ result depends on its inputs alone. Every stage reads one network at a time and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,13 +19,14 @@ from torch import Tensor
 from .errors import EmptyResultError, InputError
 from .family import IMAGE_ROLE, Family, Route
 from .flow.attention import use_attention
-from .flow.prepared import prepare_slat, prepare_structure
-from .flow.sampler import flow_schedule, sample
+from .flow.prepared import prepare_structure
+from .flow.sampler import flow_schedule
 from .image.dino import image_to_pixels
 from .image.preprocess import Matte, preprocess
 from .memory import plan_run, recovering
 from .mesh.dual_grid import dual_grid_to_mesh
 from .run import QUIET, RunContext
+from .sampling import LOADED, Estimate, LatentSampling, Watch, denoise, tokens_of
 from .settings import LORA_FIELDS, GenerationSettings, resolve_seed
 from .sparse.libraries import use_convolution
 from .sparse.resample import quantize_coords
@@ -39,34 +39,6 @@ if TYPE_CHECKING:
 
 STRUCTURE_SCALE = 512
 """The structure is always sampled with the tokens of this scale."""
-
-LOADED = 0.15
-"""Share of a sampling stage's progress that stands for reading its network."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a sampler, half way, takes its result to be.
-
-    Attributes:
-        stage: "structure", "shape" or "texture".
-        step, steps: how many steps are done, of how many.
-        latent: denormalised; [B, C, r, r, r] of the structure, else rows [T, C] on `coords`.
-        coords: int32 [T, 4] latent voxels, None for the structure.
-        grid: voxels per axis of `coords`.
-    """
-
-    stage: str
-    step: int
-    steps: int
-    latent: Tensor
-    coords: Tensor | None = None
-    grid: int = 0
-
-
-Watch = Callable[[Estimate], None]
-"""Is shown the estimate after every step of a sampler; must not change it."""
-
 
 @torch.no_grad()
 def condition(
@@ -132,7 +104,7 @@ def sample_structure(
         EmptyResultError: an object has no voxel.
     """
     route = family.route(settings.resolution, settings.cascade)
-    tokens = _tokens(condition, STRUCTURE_SCALE)
+    tokens = tokens_of(condition, STRUCTURE_SCALE)
     samples = len(tokens) if len(tokens) > 1 else samples
     tokens = tokens.expand(samples, -1, -1).to(ctx.device)
     generator = torch.Generator().manual_seed(resolve_seed(settings.seed if seed is None else seed))
@@ -145,17 +117,8 @@ def sample_structure(
 
         def walk(ctx: RunContext) -> Tensor:
             ready = prepare_structure(flow, tokens, flow_schedule(params.steps, params.rescale_t), ctx)
-            return sample(
-                ready,
-                noise.to(ctx.device),
-                params,
-                cond=ready.cond,
-                neg=ready.neg,
-                both=ready.both,
-                sigma_min=sampler.sigma_min,
-                ctx=ctx,
-                on_step=watch and (lambda i, x, x0: watch(Estimate("structure", i + 1, params.steps, x0))),
-            )
+            on_step = watch and (lambda i, x, x0: watch(Estimate("structure", i + 1, params.steps, x0)))
+            return denoise(ready, noise, params, sampler.sigma_min, ctx, on_step)
 
         with use_attention(ctx.attention):
             z = recovering(ctx.part(LOADED, 0.9), walk)
@@ -192,7 +155,7 @@ def sample_shape(
     generator = torch.Generator()
     generator.set_state(structure.rng)
     coords, resolution, start = structure.coords, family.scales[route.target].output, 0.0
-    seen = _Sampling(family, condition, settings, "shape", generator, watch)
+    seen = LatentSampling(family, condition, settings, "shape", generator, watch)
     if route.low:
         start = 0.3
         low = seen.sample(route.low, coords, expected, ctx.part(0, 0.2))
@@ -241,7 +204,7 @@ def sample_texture(
     generator = torch.Generator()
     generator.set_state(shape.rng)
     known = family.shape_norm.apply(shape.feats)
-    seen = _Sampling(family, condition, settings, "texture", generator, watch)
+    seen = LatentSampling(family, condition, settings, "texture", generator, watch)
     feats = seen.sample(scale, shape.coords, shape.resolution // family.upscale, ctx, known)
     return Texture(family.texture_norm.undo(feats))
 
@@ -341,63 +304,6 @@ def generate(
     shape = sample_shape(family, seen, structure, settings, watch=watch, ctx=ctx.part(0.25, 0.5, "shape"))
     texture = sample_texture(family, seen, shape, settings, watch=watch, ctx=ctx.part(0.5, 0.6, "texture"))
     return make_asset(family, shape, texture, settings, ctx=ctx.part(0.6, 1.0, "asset"))
-
-
-def _tokens(condition: Condition, scale: int) -> Tensor:
-    if scale not in condition.tokens:
-        made = ", ".join(map(str, condition.tokens))
-        raise InputError(f"The condition holds tokens for scale {made}, not {scale}: make it with the same settings.")
-    return condition.tokens[scale]
-
-
-@dataclass(frozen=True)
-class _Sampling:
-    """How to sample the latents of a stage, "shape" or "texture"."""
-
-    family: Family
-    condition: Condition
-    settings: GenerationSettings
-    stage: str
-    generator: torch.Generator
-    watch: Watch | None
-
-    def sample(self, scale: int, coords: Tensor, grid: int, ctx: RunContext, known: Tensor | None = None) -> Tensor:
-        """Sample with the network of `scale` on coords [N, 4] of grid^3; normalised float32 [N, C], on the CPU.
-
-        `known` is a latent [N, C'] on the same rows that the network sees beside the noisy one.
-        """
-        tokens = _tokens(self.condition, scale)
-        samples = int(coords[-1, 0]) + 1
-        tokens = tokens.expand(samples, -1, -1).to(ctx.device)
-        kind = {"shape": "shape", "texture": "tex"}[self.stage]
-        sampler, rows = self.family.samplers[self.stage], coords.to(ctx.device)
-        params = self.settings.sampler_params(self.stage, sampler.params)
-        beside = None if known is None else known.to(ctx.device)
-        with self.family.network(f"{kind}_slat_flow_model_{scale}", ctx.part(0, LOADED), len(coords)) as flow:
-            width = flow.params.in_channels - (0 if known is None else known.shape[1])
-            noise = torch.randn(len(coords), width, generator=self.generator)
-
-            def walk(ctx: RunContext) -> Tensor:
-                ready = prepare_slat(flow, rows, tokens, flow_schedule(params.steps, params.rescale_t), beside, ctx)
-                return sample(
-                    ready,
-                    noise.to(ctx.device),
-                    params,
-                    cond=ready.cond,
-                    neg=ready.neg,
-                    both=ready.both,
-                    sigma_min=sampler.sigma_min,
-                    ctx=ctx,
-                    sample_rows=rows[:, 0].long(),
-                    on_step=self.watch and (lambda i, x, x0: self._show(i + 1, params.steps, x0, rows, grid)),
-                ).cpu()
-
-            with use_attention(ctx.attention):
-                return recovering(ctx.part(LOADED, 1.0), walk)
-
-    def _show(self, step: int, steps: int, estimate: Tensor, coords: Tensor, grid: int) -> None:
-        norm = self.family.shape_norm if self.stage == "shape" else self.family.texture_norm
-        self.watch(Estimate(self.stage, step, steps, norm.undo(estimate), coords, grid))
 
 
 def _upsample(family: Family, feats: Tensor, coords: Tensor, ctx: RunContext) -> Tensor:

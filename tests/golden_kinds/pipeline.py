@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from tests.golden_harness import Case, assert_close, assert_equal, kind
-from trellis_core import stages
+from trellis_core import sampling, stages
 from trellis_core.family import load_family
 from trellis_core.settings import GenerationSettings
 
@@ -45,8 +45,8 @@ def _run(name, family, picture, settings, seed, outputs, shared) -> None:
         upsampled.append(original_upsample(*args))
         return upsampled[-1]
 
-    original_sample, original_upsample = stages.sample, stages._upsample
-    with mock.patch.object(stages, "sample", sample), mock.patch.object(stages, "_upsample", upsample):
+    original_sample, original_upsample = sampling.sample, stages._upsample
+    with mock.patch.object(sampling, "sample", sample), mock.patch.object(stages, "_upsample", upsample):
         condition = stages.condition(family, picture, settings)
         structure = stages.sample_structure(family, condition, settings, seed)
         shape = stages.sample_shape(family, condition, structure, settings)
