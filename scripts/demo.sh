@@ -6,7 +6,7 @@ picture="$(realpath "${1:-$here/../examples/icon_tree.png}")"
 source "$here/venv.sh"
 mkdir -p output
 name="$(basename "${picture%.*}")"
-"$python" -m trellis_core generate "$picture" -o "output/$name.glb" --preview "output/$name.png" --seed 1 --report
+"$python" -m trellis_core generate "$picture" -o "output/$name.glb" --preview "output/$name.png" --seed 0 --report
 echo
 echo "The model is  $PWD/output/$name.glb  (open it in Blender, in Windows' 3D Viewer, or in any glTF viewer)."
 echo "A picture of it is  $PWD/output/$name.png"
