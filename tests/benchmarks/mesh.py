@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,13 @@ def cpu_seconds() -> float:
 
 
 class PeakMemory:
-    """The largest resident memory of this process and its children, in MB, sampled while the block runs (Linux)."""
+    """The largest resident memory of this process and its children, in MB, sampled while the block runs (Linux).
+
+    `seconds` is the time that the sampling itself took.
+    """
 
     def __enter__(self) -> PeakMemory:
+        self.seconds = 0.0
         self.base = self.peak = self._tree()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -69,6 +74,7 @@ class PeakMemory:
     def _watch(self) -> None:
         while not self._stop.wait(0.02):
             self.peak = max(self.peak, self._tree())
+            self.seconds = time.thread_time()
 
     def _tree(self) -> float:
         own = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
@@ -91,12 +97,12 @@ def one_case(path: Path, vertices: int, size: int, solid: bool, judge: bool) -> 
 
     def mark(fraction: float, name: str) -> None:
         if name in STEPS and (not marks or marks[-1][1] != name):
-            marks.append((cpu_seconds(), name))
+            marks.append((cpu_seconds() - memory.seconds, name))
 
     start = cpu_seconds()
     with PeakMemory() as memory:
         asset = make_asset(mesh, voxels, settings, RunContext(on_progress=mark))
-    stop = cpu_seconds()
+    stop = cpu_seconds() - memory.seconds
     row: dict[str, Any] = {"case": path.stem, "in": len(mesh.faces), "s": stop - start}
     row |= dict.fromkeys(STEPS, 0.0)
     for (begin, name), (end, _) in zip(marks, marks[1:] + [(stop, "")], strict=True):
