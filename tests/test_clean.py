@@ -99,7 +99,7 @@ def test_random_blocks_become_manifold() -> None:
     vertices, faces = merge_vertices(soup, faces)
     assert edges(faces).counts.max() == 4
     vertices, faces = make_manifold(vertices, faces)
-    vertices, faces = vertices, face_outward(vertices, unify_winding(faces))
+    vertices, faces = vertices, face_outward(vertices, unify_winding(vertices, faces))
     assert is_watertight(faces)
     assert volume(vertices, faces) == pytest.approx(filled.sum(), rel=0.02)
 
@@ -140,7 +140,7 @@ def test_the_rim_of_a_sheet_is_no_hole() -> None:
 def test_nested_walls_face_the_open_space() -> None:
     outer, inner, core = ball(0.4), ball(0.25), ball(0.1)
     vertices, faces = join(outer, inner, core, cube(0.05, (0.48, 0.48, 0.48)))
-    faces = face_outward(vertices, unify_winding(shuffled_winding(faces)))
+    faces = face_outward(vertices, unify_winding(vertices, shuffled_winding(faces)))
     expected = [volume(*outer), -volume(*inner), volume(*core), volume(*cube(0.05))]
     assert is_watertight(faces)
     assert volume(vertices, faces) == pytest.approx(sum(expected), rel=1e-4)
@@ -167,7 +167,7 @@ def test_a_body_with_a_sheet_through_it_faces_outward() -> None:
 def test_an_open_shell_faces_outward_and_a_moebius_strip_survives() -> None:
     vertices, faces = ball(0.4)
     shell = faces[vertices[faces].mean(1)[:, 2] < 0.2]
-    turned = face_outward(vertices, unify_winding(shuffled_winding(shell)))
+    turned = face_outward(vertices, unify_winding(vertices, shuffled_winding(shell)))
     normal = np.cross(vertices[turned[:, 1]] - vertices[turned[:, 0]], vertices[turned[:, 2]] - vertices[turned[:, 0]])
     assert ((normal * vertices[turned].mean(1)).sum(1) > 0).all()
     twist = np.arange(20) * np.pi / 20

@@ -12,7 +12,7 @@ from ..errors import EmptyResultError, InputError
 from ..run import QUIET, RunContext
 from .holes import close_loops
 from .manifold import part_sheets
-from .orient import turn_outward, wind, wind_patches
+from .orient import find_facets, turn_outward, wind
 from .topology import (
     Array,
     Edges,
@@ -33,6 +33,7 @@ HOLE_VOXELS = 16.0
 """Holes with a perimeter of up to this many voxels are closed (and of up to `HOLE_PERIMETER` on fine grids)."""
 HOLE_PERIMETER = 0.03
 """Perimeter limit in object units that the published pipeline uses (spec B 5.1)."""
+_BLOCK = 1 << 16
 
 
 def check_mesh(vertices: Array, faces: Array) -> tuple[Array, Array]:
@@ -48,8 +49,11 @@ def check_mesh(vertices: Array, faces: Array) -> tuple[Array, Array]:
         raise InputError(f"A mesh needs vertices [V, 3] and faces [F, 3], not {vertices.shape} and {faces.shape}.")
     if len(faces) and not (0 <= faces.min() and faces.max() < len(vertices)):
         raise InputError(f"The mesh has a face that points outside its {len(vertices)} vertices.")
-    faces = faces[np.isfinite(vertices).all(1)[faces].all(1)]
-    if not len(faces) or not face_areas(vertices.astype(np.float64), faces).any():
+    finite = np.isfinite(vertices).all(1)
+    if not finite.all():
+        faces = faces[finite[faces].all(1)]
+    exact = vertices.astype(np.float64)
+    if not any(face_areas(exact, faces[start : start + _BLOCK]).any() for start in range(0, len(faces), _BLOCK)):
         raise EmptyResultError("The mesh has no face with an area: there is nothing to make an asset of.")
     return vertices, faces
 
@@ -80,13 +84,10 @@ def clean(vertices: Array, faces: Array, voxel: float, ctx: RunContext = QUIET) 
     found = edges(faces)
     ctx.report(0.3)
     faces, found = _without(faces, found, ~_repeated(faces, found))
-    ctx.report(0.4)
-    specks = _specks(vertices, faces, face_components(faces, found), voxel)
-    faces, found = _without(faces, found, ~specks)
-    ctx.report(0.55)
+    ctx.report(0.35)
     perimeter = max(HOLE_VOXELS * voxel, HOLE_PERIMETER)
-    vertices, faces, label = _mend(vertices, faces, found, perimeter, ctx.part(0.55, 0.95))
-    specks = _specks(vertices, faces, label, voxel)  # again: the repair may have parted some from the rest
+    vertices, faces, label, area = _mend(vertices, faces, found, perimeter, ctx.part(0.35, 0.95))
+    specks = _specks(vertices, faces, label, area, voxel)
     vertices, faces, _ = compact(vertices, faces[~specks] if specks.any() else faces)
     ctx.report(1.0)
     return vertices, faces
@@ -98,25 +99,30 @@ def tidy(vertices: Array, faces: Array, ctx: RunContext = QUIET) -> tuple[Array,
     found = edges(faces)
     ctx.report(0.3)
     faces, found = _without(faces, found, ~_repeated(faces, found))
-    if (found.counts > 2).any() or (found.counts == 1).any():
-        vertices, faces, _ = _mend(vertices, faces, found, 0.0, ctx.part(0.4, 1.0))
+    if (found.counts != 2).any():
+        vertices, faces, _, _ = _mend(vertices, faces, found, 0.0, ctx.part(0.4, 1.0))
     vertices, faces, _ = compact(vertices, faces)
     return vertices, faces
 
 
 def _mend(
     vertices: Array, faces: Array, found: Edges, max_perimeter: float, ctx: RunContext
-) -> tuple[Array, Array, Array]:
-    """Part what is not manifold, wind neighbours alike, close holes, and face outward; components int64 [F], too."""
-    patches = wind_patches(faces, found)
+) -> tuple[Array, Array, Array, Array]:
+    """Part what is not manifold, wind neighbours alike, close holes, and face outward.
+
+    Returns:
+        (vertices, faces, components int [F], their areas).
+    """
+    facets = find_facets(vertices, faces, found)
     ctx.report(0.4)
-    repair = part_sheets(vertices, faces, found, patches.label)
+    repair = part_sheets(vertices, faces, found, facets.patches)
     ctx.report(0.5)
-    faces, label, rim = wind(repair, patches, found)
+    faces, label, rim = wind(repair, facets)
     ctx.report(0.6)
     vertices, faces, label, rim = close_loops(repair.vertices, faces, label, rim, max_perimeter)
     ctx.report(0.7)
-    return vertices, turn_outward(vertices, faces, label, rim), label
+    faces, area = turn_outward(vertices, faces, label, rim)
+    return vertices, faces, label, area
 
 
 def merge_vertices(vertices: Array, faces: Array) -> tuple[Array, Array]:
@@ -137,7 +143,8 @@ def drop_repeated_faces(faces: Array) -> Array:
 
 def drop_specks(vertices: Array, faces: Array, voxel: float) -> Array:
     """Drop components that are tiny both in area, against the largest one, and in extent, against a voxel."""
-    return faces[~_specks(vertices, faces, face_components(faces), voxel)]
+    label = face_components(faces)
+    return faces[~_specks(vertices, faces, label, np.bincount(label, face_areas(vertices, faces)), voxel)]
 
 
 def _drop_degenerate(faces: Array) -> Array:
@@ -163,9 +170,8 @@ def _repeated(faces: Array, found: Edges) -> Array:
     return result
 
 
-def _specks(vertices: Array, faces: Array, label: Array, voxel: float) -> Array:
-    """Which faces belong to a speck, given their components int64 [F]: bool [F]."""
-    area = np.bincount(label, face_areas(vertices, faces))
+def _specks(vertices: Array, faces: Array, label: Array, area: Array, voxel: float) -> Array:
+    """Which faces belong to a speck, given their components int [F] and the areas of these: bool [F]."""
     tiny = area < SPECK_AREA * area.max()
     rows = np.flatnonzero(tiny[label])
     owner = np.repeat(label[rows], 3)

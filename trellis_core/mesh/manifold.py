@@ -56,10 +56,9 @@ def part_sheets(vertices: Array, faces: Array, found: Edges, patch: Array) -> Re
     odd = np.flatnonzero(found.counts != 2)
     if not len(odd):
         return Repair(vertices, faces, np.zeros((0, 2), np.int64), np.zeros(0, np.int64))
-    low, gap = np.divmod(found.keys[odd], found.span)
     suspect = np.zeros(len(vertices), bool)
-    suspect[low] = suspect[low + gap] = True
-    zone = np.flatnonzero(suspect[faces].any(1))
+    suspect[found.ends(odd)] = True
+    zone = np.flatnonzero(suspect[faces[:, 0]] | suspect[faces[:, 1]] | suspect[faces[:, 2]])
     used, local = np.unique(faces[zone], return_inverse=True)
     rim = found.order[found.start[found.counts == 1]] // 3
     loose = (np.bincount(patch[rim], minlength=int(patch.max()) + 1) > 0)[patch[zone]]

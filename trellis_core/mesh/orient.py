@@ -15,106 +15,124 @@ from .topology import (
     edges,
     face_components,
     face_normals,
+    graph_components,
     labels_at,
     manifold_pairs,
     rim_edges,
+    row_lengths,
     same_direction,
     signed_components,
+    stable_order,
+    strongest_tree,
 )
 
 _FLAT = 0.02
 """Below this share of area^1.5 the volume of an open component says nothing about its sides."""
 _ALIKE = 0.9
 """Cosine from which the planes of two neighbours are so much alike that their winding follows from each other."""
-_BLOCK = 1 << 17
+_BLOCK = 1 << 16
 """Faces worked on at once."""
+_BINS = 1 << 12
 
 
-class Patches(NamedTuple):
-    """Faces that manifold edges join.
+class Facets(NamedTuple):
+    """Faces in nearly flat patches, and the borders between these.
 
     Attributes:
-        label: int64 [F].
-        turned: bool [F], faces wound against the first face of their patch.
+        label: int [F], the facet of each face.
+        turned: bool [F], faces wound against the first face of their facet.
+        a, b: int [M], the faces on both sides of the manifold edges that are no part of a facet.
+        odd: bool [M], whether these two are wound against each other.
     """
 
     label: Array
     turned: Array
+    a: Array
+    b: Array
+    odd: Array
+
+    @property
+    def patches(self) -> Array:
+        """Label int64 [F] of the faces that manifold edges join."""
+        count = int(self.label.max(initial=-1)) + 1
+        return graph_components(count, self.label[self.a], self.label[self.b])[self.label]
 
 
-def wind_patches(faces: Array, found: Edges) -> Patches:
-    """Follow the winding of faces from neighbour to neighbour over the edges with two faces."""
+def find_facets(vertices: Array, faces: Array, found: Edges) -> Facets:
+    """Follow the winding of faces from neighbour to neighbour, over manifold edges that are nearly flat."""
     p, q = manifold_pairs(found)[1].T
-    return Patches(*signed_components(len(faces), p // 3, q // 3, same_direction(faces, p, q)))
+    a, b = p // 3, q // 3
+    odd = same_direction(faces, p, q)
+    normals = _unit_normals(vertices, faces)
+    flat = np.empty(len(a), bool)
+    for start in range(0, len(a), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        flat[rows] = _alike(normals[a[rows]], normals[b[rows]])
+    label, turned = signed_components(len(faces), a[flat], b[flat], odd[flat])
+    border = ~flat
+    return Facets(label, turned, a[border], b[border], odd[border])
 
 
-def unify_winding(faces: Array) -> Array:
+def unify_winding(vertices: Array, faces: Array) -> Array:
     """Flip faces so that any two at a manifold edge traverse it in opposite directions.
 
     In every component the majority keeps its winding. Unorientable surfaces keep a seam somewhere.
     """
-    patches = wind_patches(faces, edges(faces))
-    return _turn(faces, _rarer(*patches))
+    nothing = Repair(vertices, faces, np.zeros((0, 2), np.int64), np.zeros(0, np.int64))
+    return wind(nothing, find_facets(vertices, faces, edges(faces)))[0]
 
 
-def wind(repair: Repair, patches: Patches, found: Edges) -> tuple[Array, Array, Array]:
+def wind(repair: Repair, facets: Facets) -> tuple[Array, Array, Array]:
     """The repaired faces, wound alike in each component by majority, their components int64 [F], and their directed
     boundary edges int64 [B, 2].
 
-    `patches` were found before the repair, from the edges `found`; only where that changed anything are neighbours looked
-    up again. Where the way around contradicts itself, as bodies that touch make it do, flat neighbours are believed first.
+    `facets` were found before the repair. Where ways around contradict each other, as bodies that touch make them do, flat
+    neighbours are believed first, and then the longest borders between facets (after Hoppe et al. 1992).
     """
-    added = len(repair.faces) - len(patches.label)
-    known = int(patches.label.max(initial=-1)) + 1
-    patch = np.concatenate([patches.label, known + np.arange(added)])
-    turned = np.concatenate([patches.turned, np.zeros(added, bool)])
-    p, q = repair.pairs.T
-    a, b = p // 3, q // 3
-    odd = same_direction(repair.faces, p, q) ^ turned[a] ^ turned[b]
-    whole, side = signed_components(known + added, patch[a], patch[b], odd)
-    label = whole[patch]
-    turned ^= side[patch]
-    pairs = np.concatenate([manifold_pairs(found)[1], repair.pairs])
-    odd = same_direction(repair.faces, *pairs.T)
-    wrong = odd ^ turned[pairs[:, 0] // 3] ^ turned[pairs[:, 1] // 3]
-    if wrong.any():
-        torn = np.zeros(int(label.max()) + 1, bool)
-        torn[label[pairs[wrong, 0] // 3]] = True
-        rows = torn[label[pairs[:, 0] // 3]]
-        faces = np.flatnonzero(torn[label])
-        turned[faces] = _wind_flat_first(repair.vertices, repair.faces, pairs[rows] // 3, odd[rows])[faces]
-    turned = _rarer(label, turned)
+    added = len(repair.faces) - len(facets.label)
+    known = int(facets.label.max(initial=-1)) + 1
+    facet = np.concatenate([facets.label, known + np.arange(added, dtype=facets.label.dtype)])
+    turned = np.concatenate([facets.turned, np.zeros(added, bool)])
+    sides = repair.pairs.T
+    new, new_odd = sides // 3, same_direction(repair.faces, *sides)
+    flat = _alike(*(_unit_normals(repair.vertices, repair.faces[end]) for end in new))
+    a, b = facet[new[:, flat]]
+    odd = new_odd[flat] ^ turned[new[0, flat]] ^ turned[new[1, flat]]
+    wider, side = signed_components(known + added, a, b, odd)
+    facet, turned = wider[facet], turned ^ side[facet]
+
+    a, b = np.concatenate([[facets.a, facets.b], new], axis=1)
+    odd = np.concatenate([facets.odd, new_odd]) ^ turned[a] ^ turned[b]
+    label, side = strongest_tree(int(facet.max()) + 1, *_borders(facet[a], facet[b], odd))
+    label = label[facet]
+    turned = _rarer(label, turned ^ side[facet])
     rim = rim_edges(repair.faces, repair.rim)
     rim = np.where(turned[repair.rim // 3][:, None], rim[:, ::-1], rim)
     return _turn(repair.faces, turned), label, rim
 
 
-def _wind_flat_first(vertices: Array, faces: Array, pairs: Array, odd: Array) -> Array:
-    """Which faces to turn, bool [F], so that as few as possible of `pairs` int64 [M, 2] contradict `odd` bool [M].
-
-    Faces that lie nearly in one plane agree first; the patches that this makes are joined along a tree of the longest
-    borders (after Hoppe et al. 1992).
-    """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import minimum_spanning_tree
-
-    a, b = pairs.T
+def _unit_normals(vertices: Array, faces: Array) -> Array:
     normals = face_normals(vertices, faces)
-    normals /= np.linalg.norm(normals, axis=1, keepdims=True).clip(1e-30)
-    flat = np.abs(np.einsum("mk,mk->m", normals[a], normals[b])) > _ALIKE
-    patch, turned = signed_components(len(faces), a[flat], b[flat], odd[flat])
-    border = patch[a] != patch[b]
-    a, b, odd = a[border], b[border], odd[border]
-    odd = odd ^ turned[a] ^ turned[b]
-    count = int(patch.max(initial=-1)) + 1
-    low, high = np.minimum(patch[a], patch[b]), np.maximum(patch[a], patch[b])
-    key, slot = np.unique(low * count + high, return_inverse=True)
-    balance = np.bincount(slot, np.where(odd, 1.0, -1.0), minlength=len(key))
-    graph = coo_array((-np.abs(balance) - 1, np.divmod(key, count)), shape=(count, count))
-    tree = minimum_spanning_tree(graph.tocsr()).tocoo()
-    ends = tree.row.astype(np.int64), tree.col.astype(np.int64)
-    branch = np.searchsorted(key, np.minimum(*ends) * count + np.maximum(*ends))
-    return turned ^ signed_components(count, *ends, balance[branch] > 0)[1][patch]
+    normals /= row_lengths(normals)[:, None].clip(1e-30)
+    return normals
+
+
+def _alike(a: Array, b: Array) -> Array:
+    """Whether planes with unit normals [N, 3] nearly agree, whichever way these point."""
+    return np.abs(np.einsum("nk,nk->n", a, b)) > _ALIKE
+
+
+def _borders(a: Array, b: Array, odd: Array) -> tuple[Array, Array, Array]:
+    """Which facets have a border, each pair once, and how many of its edges are odd less how many are not."""
+    across = np.flatnonzero(a != b)
+    a, b, odd = a[across].astype(np.int64), b[across].astype(np.int64), odd[across]
+    shift = int(max(a.max(initial=0), b.max(initial=0))).bit_length()
+    order, keys = stable_order(np.minimum(a, b) << shift | np.maximum(a, b))
+    if not len(keys):
+        return a, b, np.zeros(0)
+    start = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+    weight = np.add.reduceat(np.where(odd[order], 1.0, -1.0), start)
+    return keys[start] >> shift, keys[start] & ((1 << shift) - 1), weight
 
 
 def _rarer(label: Array, turned: Array) -> Array:
@@ -141,20 +159,26 @@ def face_outward(vertices: Array, faces: Array) -> Array:
         faces: int32 [F, 3], wound consistently inside each component.
     """
     found = edges(faces)
-    return turn_outward(vertices, faces, face_components(faces, found), boundary_edges(faces, found))
+    return turn_outward(vertices, faces, face_components(faces, found), boundary_edges(faces, found))[0]
 
 
-def turn_outward(vertices: Array, faces: Array, label: Array, rim: Array) -> Array:
-    """`face_outward` with what is known of the mesh: components int64 [F] and directed boundary edges int64 [B, 2]."""
+def turn_outward(vertices: Array, faces: Array, label: Array, rim: Array) -> tuple[Array, Array]:
+    """`face_outward` with what is known of the mesh: components int [F] and directed boundary edges int64 [B, 2].
+
+    Returns:
+        (faces, area of each component float64).
+    """
     count = int(label.max()) + 1
     sums = np.zeros((8, count))  # per component: area, normals, centres times area, centres times normals
     for start in range(0, len(faces), _BLOCK):
         rows = slice(start, start + _BLOCK)
-        points = vertices[faces[rows]].astype(np.float64)
-        normal = face_normals(points.reshape(-1, 3), np.arange(3 * len(points)).reshape(-1, 3)) / 2
-        area, centre = np.linalg.norm(normal, axis=1), points.mean(1)
-        columns = [area, *normal.T, *(centre * area[:, None]).T, (centre * normal).sum(1)]
-        sums += [np.bincount(label[rows], column, minlength=count) for column in columns]
+        a, b, c = (vertices[faces[rows, k]].astype(np.float64).T for k in range(3))
+        centre, (px, py, pz), (qx, qy, qz) = (a + b + c) / 3, b - a, c - a
+        normal = np.stack([py * qz - pz * qy, pz * qx - px * qz, px * qy - py * qx]) / 2
+        area = np.sqrt((normal * normal).sum(0))
+        columns = [area, *normal, *(centre * area), (centre * normal).sum(0)]
+        low, high = int(label[rows].min()), int(label[rows].max()) + 1
+        sums[:, low:high] += [np.bincount(label[rows] - low, column, minlength=high - low) for column in columns]
     total, push, along = sums[0], sums[1:4].T, sums[7]
     middle = sums[4:7].T / total.clip(1e-30)[:, None]
     open_ = np.zeros(count, bool)
@@ -172,9 +196,7 @@ def turn_outward(vertices: Array, faces: Array, label: Array, rim: Array) -> Arr
     closed = np.flatnonzero(~open_)
     if len(closed) > 1:
         inward[closed] ^= _nesting(vertices, faces, label, closed) % 2 == 1
-    if not inward.any():
-        return faces
-    return _turn(faces, inward[label])
+    return (_turn(faces, inward[label]) if inward.any() else faces), total
 
 
 def _mean(values: Array, weights: Array, labels: Array, count: int) -> Array:
@@ -188,33 +210,70 @@ def _nesting(vertices: Array, faces: Array, labels: Array, closed: Array) -> Arr
 
     Of its first and of its last face a ray along each axis is asked; what surrounds it also has the larger box.
     """
+    count = len(closed)
     number = np.full(int(labels.max()) + 1, -1)
-    number[closed] = np.arange(len(closed))
+    number[closed] = np.arange(count)
     owner = number[labels]
     rows = np.flatnonzero(owner >= 0)
-    low, high = np.full((len(closed), 3), np.inf), np.full((len(closed), 3), -np.inf)
-    first, last = np.full(len(closed), len(faces)), np.full(len(closed), -1)
-    np.minimum.at(first, owner[rows], rows)
-    np.maximum.at(last, owner[rows], rows)
-    for corner in faces[rows].T:
-        np.minimum.at(low, owner[rows], vertices[corner])
-        np.maximum.at(high, owner[rows], vertices[corner])
-    held = []
-    for face in (first, last):
-        start = np.einsum("kcd,c->kd", vertices[faces[face]].astype(np.float64), [0.45, 0.33, 0.22])  # off any symmetry
-        pairs = np.concatenate([_crossings(start, vertices, faces, owner, axis) for axis in range(3)])
-        pair, times = np.unique(pairs, return_counts=True)
-        held.append(pair[times >= 2])
-    ray, other = np.divmod(np.intersect1d(*held), len(closed))
-    around = (low[other] <= low[ray]).all(1) & (high[other] >= high[ray]).all(1)
-    return np.bincount(ray[around], minlength=len(closed))
+    first, last = np.empty(count, np.int64), np.empty(count, np.int64)
+    last[owner[rows]] = rows  # of several numbers for one place the last one stays
+    first[owner[rows[::-1]]] = rows[::-1]
+    low, high = _boxes(vertices, faces, owner, count)
+    rays = np.einsum("kcd,c->kd", vertices[faces[np.concatenate([first, last])]].astype(np.float64), [0.45, 0.33, 0.22])
+    met = _met(vertices, faces, owner, rays)
+    pairs = np.concatenate([_crossings(rays, count, vertices, faces[rows], owner[rows], axis) for axis, rows in enumerate(met)])
+    pair, times = np.unique(pairs, return_counts=True)
+    ray, other = np.divmod(pair[times >= 2], count)
+    of_first = ray < count
+    both = np.intersect1d((ray * count + other)[of_first], ((ray - count) * count + other)[~of_first])
+    inner, outer = np.divmod(both, count)
+    around = (low[outer] <= low[inner]).all(1) & (high[outer] >= high[inner]).all(1)
+    return np.bincount(inner[around], minlength=count)
 
 
-def _crossings(start: Array, vertices: Array, faces: Array, owner: Array, axis: int) -> Array:
-    """Of rays from start [K, 3] along +axis, the closed components that they are inside of, their own (k) left out: K * ray +
-    component.
+def _boxes(vertices: Array, faces: Array, owner: Array, count: int) -> tuple[Array, Array]:
+    """Least and greatest coordinates [count, 3] of the faces of each owner, -1 for none."""
+    of_vertex = np.full(len(vertices), -1)
+    for corner in faces.T:
+        of_vertex[corner] = owner
+    used = np.flatnonzero(of_vertex >= 0)
+    place = of_vertex[used]
+    low, high = np.full((3, count), np.inf), np.full((3, count), -np.inf)
+    for k in range(3):
+        column = vertices[used, k].astype(np.float64)
+        np.minimum.at(low[k], place, column)
+        np.maximum.at(high[k], place, column)
+    return low.T, high.T
 
-    `owner` is the closed component 0..K-1 of each face, -1 for none. Rays are binned in a grid across the axis.
+
+def _met(vertices: Array, faces: Array, owner: Array, points: Array) -> list[Array]:
+    """For each axis the faces with an owner whose box, seen along it, may have one of the points [N, 3] in it: int64 [M] each."""
+    low = points.min(0).astype(np.float32)
+    scale = ((_BINS - 1) / (points.max(0) - low).clip(1e-6)).astype(np.float32)
+    bins = ((points - low) * scale).astype(np.int64).clip(0, _BINS - 1)
+    upto = [np.concatenate([[0], np.bincount(bins[:, k], minlength=_BINS).cumsum()]) for k in range(3)]
+    met: list[list[Array]] = [[], [], []]
+    for start in range(0, len(faces), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        corners = [((vertices[faces[rows, c]] - low) * scale).T for c in range(3)]
+        holds = []
+        for k in range(3):
+            a, b, c = (corner[k] for corner in corners)
+            least, most = np.minimum(np.minimum(a, b), c), np.maximum(np.maximum(a, b), c)
+            begin = (least - 1).clip(0, _BINS).astype(np.int32)  # a bin more on either side for what rounding does
+            end = (most + 2).clip(0, _BINS).astype(np.int32)
+            holds.append(upto[k][end] > upto[k][begin])
+        for axis in range(3):
+            some = holds[(axis + 1) % 3] & holds[(axis + 2) % 3] & (owner[rows] >= 0)
+            met[axis].append(np.flatnonzero(some) + start)
+    return [np.concatenate(rows) for rows in met]
+
+
+def _crossings(start: Array, count: int, vertices: Array, faces: Array, owner: Array, axis: int) -> Array:
+    """Of rays from start [N, 3] along +axis, the components that they are inside of, their own (n % count) left out:
+    n * count + component.
+
+    `owner` is the component 0..count-1 of each face. Rays are binned in a grid across the axis.
     """
     across = [(axis + 1) % 3, (axis + 2) % 3]
     rays = start[:, across]
@@ -226,26 +285,20 @@ def _crossings(start: Array, vertices: Array, faces: Array, owner: Array, axis: 
     by_cell = np.argsort(cell, kind="stable")
     in_cell = np.bincount(cell, minlength=size * size)
     first = np.cumsum(in_cell) - in_cell
-    before = np.pad(in_cell.reshape(size, size), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
 
-    ray, face = [], []
-    for begin in range(0, len(faces), _BLOCK):  # faces whose box has a ray
-        rows = slice(begin, begin + _BLOCK)
-        flat = [vertices[faces[rows], k] for k in across]
-        box = [np.floor((ends(column) - low[i]) * scale[i]) for ends in (_least, _most) for i, column in enumerate(flat)]
-        fits = (owner[rows] >= 0) & (box[2] >= 0) & (box[3] >= 0) & (box[0] <= size) & (box[1] <= size)
-        u0, v0, u1, v1 = (side.clip(0, size - 1).astype(np.int64) for side in box)
-        fits &= before[u1 + 1, v1 + 1] - before[u0, v1 + 1] - before[u1 + 1, v0] + before[u0, v0] > 0
-        met = np.flatnonzero(fits)
-        u0, v0, u1, v1 = u0[met], v0[met], u1[met], v1[met]
+    ray, face = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for begin in range(0, len(faces), _BLOCK):
+        corners = vertices[faces[begin : begin + _BLOCK]][:, :, across]
+        box = np.floor((np.concatenate([corners.min(1), corners.max(1)], axis=1) - np.tile(low, 2)) * np.tile(scale, 2))
+        u0, v0, u1, v1 = box.clip(0, size - 1).astype(np.int64).T
         item, offset = ragged((u1 - u0 + 1) * (v1 - v0 + 1))
         wide = (v1 - v0 + 1)[item]
         place = (u0[item] + offset // wide) * size + v0[item] + offset % wide
         pair, nth = ragged(in_cell[place])
         ray.append(by_cell[first[place[pair]] + nth])
-        face.append(met[item[pair]] + begin)
+        face.append(item[pair] + begin)
     ray, face = np.concatenate(ray), np.concatenate(face)
-    other = owner[face] != ray
+    other = owner[face] != ray % count
     ray, face = ray[other], face[other]
 
     tri = vertices[faces[face]].astype(np.float64)
@@ -255,7 +308,7 @@ def _crossings(start: Array, vertices: Array, faces: Array, owner: Array, axis: 
     ray, face, tri = ray[hit], face[hit], tri[hit]
     normal = np.cross(tri[:, 1] - tri[:, 0], tri[:, 2] - tri[:, 0])
     above = ((tri[:, 0] - start[ray]) * normal).sum(1) * np.sign(normal[:, axis]) > 0
-    touched, times = np.unique(ray[above] * len(start) + owner[face[above]], return_counts=True)
+    touched, times = np.unique(ray[above] * count + owner[face[above]], return_counts=True)
     return touched[times % 2 == 1]
 
 
@@ -266,10 +319,3 @@ def _half_plane(a: Array, b: Array, point: Array) -> Array:
     cross = (b[:, 0] - a[:, 0]) * (point[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (point[:, 0] - a[:, 0])
     return (cross >= 0) ^ swap
 
-
-def _least(corners: Array) -> Array:
-    return np.minimum(np.minimum(corners[:, 0], corners[:, 1]), corners[:, 2])
-
-
-def _most(corners: Array) -> Array:
-    return np.maximum(np.maximum(corners[:, 0], corners[:, 1]), corners[:, 2])

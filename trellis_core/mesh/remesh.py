@@ -83,7 +83,7 @@ def solid_remesh(mesh: Mesh, resolution: int, ctx: RunContext = QUIET, close_gap
     sheets = _surface(sheet_quads(loose, lattice), inside, real, normals, place, index, lattice, part)
     sheets = _drop_scraps(*sheets, _SCRAP if len(solid[1]) else 0.0)
     vertices = np.concatenate([solid[0], sheets[0]])
-    faces = np.concatenate([solid[1], unify_winding(sheets[1]) + len(solid[0])])
+    faces = np.concatenate([solid[1], unify_winding(*sheets) + len(solid[0])])
     vertices, faces = _drop_specks(vertices, faces)
     vertices = vertices * lattice.step + lattice.origin
     return Mesh(torch.from_numpy(vertices.astype(np.float32)), torch.from_numpy(faces.astype(np.int32)))
@@ -151,7 +151,7 @@ def _lattice_around(vertices: Array, resolution: int, pad: int, memory: int) -> 
 def _close_small_holes(vertices: Array, faces: Array, max_perimeter: float) -> tuple[tuple[Array, Array], int]:
     """The mesh with caps, and how many of its faces, the first ones, are no caps."""
     vertices, faces = make_manifold(vertices, faces)
-    faces = unify_winding(faces)
+    faces = unify_winding(vertices, faces)
     return fill_holes(vertices, faces, max_perimeter), len(faces)
 
 

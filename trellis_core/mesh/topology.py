@@ -15,20 +15,24 @@ import numpy as np
 Array = np.ndarray
 
 
+_BLOCK = 1 << 16
+"""Faces worked on at once: what is made of them stays in the processor's cache."""
+
+
 @dataclass(frozen=True)
 class Edges:
     """Unique undirected edges, lexicographic by (low, high). A side is 3 * face + k, from corner k to the next one.
 
     Attributes:
-        order: int64 [3F] sides grouped by edge, the lowest side of each edge first.
+        order: int32 [3F] (int64 beyond 2^31 sides), sides grouped by edge, the lowest side of each edge first.
         start: int64 [E] place in `order` of the first side of each edge.
-        keys, span: low * span + (high - low) of each edge.
+        keys, shift: low << shift | (high - low) of each edge.
     """
 
     order: Array
     start: Array
     keys: Array
-    span: int
+    shift: int
 
     @cached_property
     def counts(self) -> Array:
@@ -38,8 +42,12 @@ class Edges:
     @cached_property
     def pairs(self) -> Array:
         """int64 [E, 2] (low, high)."""
-        low, gap = np.divmod(self.keys, self.span)
-        return np.stack([low, low + gap], axis=1)
+        return self.ends(slice(None))
+
+    def ends(self, of: Array | slice) -> Array:
+        """int64 [N, 2] (low, high) of some edges."""
+        low = self.keys[of] >> self.shift
+        return np.stack([low, low + (self.keys[of] & ((1 << self.shift) - 1))], axis=1)
 
     @cached_property
     def of_face(self) -> Array:
@@ -51,15 +59,22 @@ class Edges:
 
 def edges(faces: Array) -> Edges:
     """The unique undirected edges of faces int [F, 3]; see `Edges`."""
-    following = faces[:, [1, 2, 0]]
-    low = np.minimum(faces, following).reshape(-1).astype(np.int64)
-    gap = np.maximum(faces, following).reshape(-1) - low
-    span = int(gap.max(initial=0)) + 1
-    order, keys = stable_order(low * span + gap)
-    opens = np.ones(len(keys), bool)
-    np.not_equal(keys[1:], keys[:-1], out=opens[1:])
-    start = np.flatnonzero(opens)
-    return Edges(order, start, keys[start], span)
+    following = np.concatenate([faces[:, 1:], faces[:, :1]], axis=1)
+    low = np.minimum(faces, following).reshape(-1)
+    gap = np.maximum(faces, following).reshape(-1)
+    gap -= low
+    shift = int(gap.max(initial=0)).bit_length()
+    keys = low.astype(np.int64)
+    keys <<= shift
+    keys |= gap
+    order, keys = stable_order(keys)
+    start = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.zeros(0, np.int64)
+    return Edges(order.astype(_index_type(len(order))), start, keys[start], shift)
+
+
+def _index_type(count: int) -> type:
+    """The smaller the numbers, the faster all that follows."""
+    return np.int32 if count < 2**31 else np.int64
 
 
 def stable_order(keys: Array) -> tuple[Array, Array]:
@@ -71,19 +86,24 @@ def stable_order(keys: Array) -> tuple[Array, Array]:
     if int(keys.max(initial=0)).bit_length() + bits > 63:
         order = np.argsort(keys, kind="stable")
         return order, keys[order]
-    packed = (keys.astype(np.int64) << bits) | np.arange(len(keys))
+    packed = keys.astype(np.int64)
+    packed <<= bits
+    packed |= np.arange(len(keys))
     packed.sort()
-    return packed & ((1 << bits) - 1), packed >> bits
+    order = packed & ((1 << bits) - 1)
+    packed >>= bits
+    return order, packed
 
 
 def without(found: Edges, keep: Array) -> Edges:
     """The edges that remain, and their sides renumbered, when only the faces `keep` (bool [F]) stay."""
     stays = keep[found.order // 3]
+    left = found.counts - np.bincount(np.searchsorted(found.start, np.flatnonzero(~stays), "right") - 1, minlength=len(found.start))
     old = found.order[stays]
-    number = np.cumsum(keep) - 1
-    keys = np.repeat(found.keys, found.counts)[stays]
-    start = np.flatnonzero(np.diff(keys, prepend=-1))
-    return Edges(3 * number[old // 3] + old % 3, start, keys[start], found.span)
+    order = old - 3 * np.cumsum(~keep, dtype=old.dtype)[old // 3]
+    some = left > 0
+    left = left[some]
+    return Edges(order, np.cumsum(left) - left, found.keys[some], found.shift)
 
 
 def boundary_edges(faces: Array, found: Edges | None = None) -> Array:
@@ -99,13 +119,13 @@ def rim_edges(faces: Array, sides: Array) -> Array:
 
 
 def manifold_pairs(found: Edges) -> tuple[Array, Array]:
-    """Faces on both sides of every manifold edge: (edge index int64 [M], corners int64 [M, 2]).
+    """Faces on both sides of every manifold edge: (edge index int64 [M], corners int32 [M, 2]).
 
     A corner is 3 * face + side, lower corner first, so `corners // 3` are the two faces.
     """
     manifold = np.flatnonzero(found.counts == 2)
     first = found.start[manifold]
-    return manifold, np.stack([found.order[first], found.order[first + 1]], axis=1)
+    return manifold, np.stack([found.order[first], found.order[first + 1]]).T
 
 
 def face_components(faces: Array, found: Edges | None = None, *, manifold_only: bool = False) -> Array:
@@ -126,7 +146,7 @@ def face_components(faces: Array, found: Edges | None = None, *, manifold_only: 
 
 def graph_components(nodes: int, a: Array, b: Array) -> Array:
     """Component label int64 [nodes] of the undirected graph with edges a[i] - b[i], labelled by lowest node."""
-    return signed_components(nodes, a, b)[0]
+    return signed_components(nodes, a, b)[0].astype(np.int64)
 
 
 def signed_components(nodes: int, a: Array, b: Array, odd: Array | None = None) -> tuple[Array, Array]:
@@ -141,33 +161,81 @@ def signed_components(nodes: int, a: Array, b: Array, odd: Array | None = None) 
         odd: bool [M], whether an edge joins nodes of different sides; none for never.
 
     Returns:
-        (label int64 [nodes], 0.. by lowest node; side bool [nodes], False for the lowest node of each component).
+        (label int32 [nodes], int64 from 2^31 on, 0.. by lowest node; side bool [nodes], False for the lowest node of each
+        component).
     """
-    compact_type = np.int32 if nodes < 2**31 else np.int64
-    a, b = a.astype(compact_type), b.astype(compact_type)
+    kind = _index_type(nodes)
+    a, b = a.astype(kind, copy=False), b.astype(kind, copy=False)
     odd = np.zeros(len(a), bool) if odd is None else odd
     low, high = np.minimum(a, b), np.maximum(a, b)
-    root = np.arange(nodes, dtype=compact_type)
+    root = np.arange(nodes, dtype=kind)
     np.minimum.at(root, high, low)
     side = np.zeros(nodes, bool)
     taken = root[high] == low
     side[high[taken]] = odd[taken] & (high[taken] != low[taken])
-    while True:  # pointer doubling
-        above = root[root]
-        moving = np.flatnonzero(above != root)
-        if not len(moving):
-            break
-        side[moving] ^= side[root[moving]]
-        root = above
-    is_root = root == np.arange(nodes)
-    number = (np.cumsum(is_root) - 1)[root]
+    number = _shrink(root, side)
     low, high = number[low], number[high]
-    open_ = low != high
-    if not open_.any():
+    left = np.flatnonzero(low != high)
+    if not len(left):
         return number, side
-    odd = odd[open_] ^ side[a[open_]] ^ side[b[open_]]
-    above, turned = signed_components(int(is_root.sum()), low[open_], high[open_], odd)
+    odd = odd[left] ^ side[a[left]] ^ side[b[left]]
+    above, turned = signed_components(int(number.max()) + 1, low[left], high[left], odd)
     return above[number], side ^ turned[number]
+
+
+def strongest_tree(nodes: int, a: Array, b: Array, weight: Array) -> tuple[Array, Array]:
+    """`signed_components` of a graph whose edges may contradict each other: the heaviest are believed first.
+
+    A spanning forest of greatest |weight| tells the sides (Boruvka's algorithm).
+
+    Args:
+        nodes: their number.
+        a, b: int [M], the nodes that each edge joins, each pair of nodes at most once.
+        weight: float [M], below zero for edges that join nodes of the same side.
+    """
+    heaviest = np.argsort(-np.abs(weight), kind="stable")
+    return _strongest_tree(nodes, a[heaviest], b[heaviest], weight[heaviest] > 0)
+
+
+def _strongest_tree(nodes: int, a: Array, b: Array, odd: Array) -> tuple[Array, Array]:
+    """Edges come in the order of their strength."""
+    node = np.arange(nodes)
+    best = np.full(nodes, len(a))
+    for end in (a, b):
+        np.minimum.at(best, end, np.arange(len(a)))
+    joined = best < len(a)
+    edge = best[joined]
+    root = node.copy()
+    root[joined] = a[edge] + b[edge] - node[joined]
+    root = np.where((root[root] == node) & (node < root), node, root)  # two that chose each other: the lower one leads
+    side = np.zeros(nodes, bool)
+    side[joined] = odd[edge]
+    side &= root != node
+    number = _shrink(root, side)
+    low, high = number[a], number[b]
+    left = np.flatnonzero(low != high)
+    if not len(left):
+        return number, side
+    odd = odd[left] ^ side[a[left]] ^ side[b[left]]
+    above, turned = _strongest_tree(int(number.max()) + 1, low[left], high[left], odd)
+    return above[number], side ^ turned[number]
+
+
+def _shrink(root: Array, side: Array) -> Array:
+    """Number int [N] of the tree of each node, 0.. by its root's place, where `root` names each node's parent or itself.
+
+    In place, `side` becomes each node's side against its root instead of its parent (pointer doubling).
+    """
+    node = np.arange(len(root), dtype=root.dtype)
+    moving = np.flatnonzero(root != node)
+    while len(moving):
+        parent = root[moving]
+        above = root[parent]
+        deep = above != parent
+        moving, parent, above = moving[deep], parent[deep], above[deep]
+        side[moving] ^= side[parent]
+        root[moving] = above
+    return (np.cumsum(root == node, dtype=root.dtype) - 1)[root]
 
 
 def same_direction(faces: Array, first: Array, second: Array) -> Array:
@@ -201,14 +269,25 @@ def first_seen_order(labels: Array) -> Array:
 
 def face_normals(vertices: Array, faces: Array) -> Array:
     """Un-normalised normals [F, 3], length twice the face area, dtype of `vertices`."""
-    a, b, c = (vertices[faces[:, k]].T for k in range(3))
-    (px, py, pz), (qx, qy, qz) = b - a, c - a
-    return np.stack([py * qz - pz * qy, pz * qx - px * qz, px * qy - py * qx], axis=1)
+    result = np.empty((len(faces), 3), vertices.dtype)
+    for start in range(0, len(faces), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        a, b, c = (vertices[faces[rows, k]].T for k in range(3))
+        (px, py, pz), (qx, qy, qz) = b - a, c - a
+        result[rows, 0] = py * qz - pz * qy
+        result[rows, 1] = pz * qx - px * qz
+        result[rows, 2] = px * qy - py * qx
+    return result
 
 
 def face_areas(vertices: Array, faces: Array) -> Array:
     """Areas [F]."""
-    return 0.5 * np.linalg.norm(face_normals(vertices, faces), axis=1)
+    return 0.5 * row_lengths(face_normals(vertices, faces))
+
+
+def row_lengths(rows: Array) -> Array:
+    """Euclidean lengths [N] of rows [N, 3]."""
+    return np.sqrt(np.einsum("nk,nk->n", rows, rows))
 
 
 def vertex_normals(vertices: Array, faces: Array) -> Array:
