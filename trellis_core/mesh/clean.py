@@ -16,12 +16,13 @@ from .orient import find_facets, turn_outward, wind
 from .topology import (
     Array,
     Edges,
+    blocks,
     compact,
     edges,
     face_areas,
     face_components,
-    next_side,
     stable_order,
+    tip,
     without,
 )
 
@@ -33,7 +34,6 @@ HOLE_VOXELS = 16.0
 """Holes with a perimeter of up to this many voxels are closed (and of up to `HOLE_PERIMETER` on fine grids)."""
 HOLE_PERIMETER = 0.03
 """Perimeter limit in object units that the published pipeline uses (spec B 5.1)."""
-_BLOCK = 1 << 16
 
 
 def check_mesh(vertices: Array, faces: Array) -> tuple[Array, Array]:
@@ -53,7 +53,7 @@ def check_mesh(vertices: Array, faces: Array) -> tuple[Array, Array]:
     if not finite.all():
         faces = faces[finite[faces].all(1)]
     exact = vertices.astype(np.float64)
-    if not any(face_areas(exact, faces[start : start + _BLOCK]).any() for start in range(0, len(faces), _BLOCK)):
+    if not any(face_areas(exact, faces[rows]).any() for rows in blocks(len(faces))):
         raise EmptyResultError("The mesh has no face with an area: there is nothing to make an asset of.")
     return vertices, faces
 
@@ -119,7 +119,8 @@ def _mend(
     ctx.report(0.5)
     faces, label, rim = wind(repair, facets)
     ctx.report(0.6)
-    vertices, faces, label, rim = close_loops(repair.vertices, faces, label, rim, max_perimeter)
+    area = np.bincount(label[: len(facets.area)], facets.area)
+    vertices, faces, label, rim = close_loops(repair.vertices, faces, label, rim, max_perimeter, area)
     ctx.report(0.7)
     faces, area = turn_outward(vertices, faces, label, rim)
     return vertices, faces, label, area
@@ -159,12 +160,13 @@ def _without(faces: Array, found: Edges, keep: Array) -> tuple[Array, Edges]:
 
 def _repeated(faces: Array, found: Edges) -> Array:
     """Which faces have the vertices of an earlier one, bool [F]: two faces at an edge with the same third corner."""
-    flat, counts = faces.reshape(-1), found.counts
-    one = found.start[counts == 2]
-    p, q = found.order[one], found.order[one + 1]
-    same = flat[next_side(next_side(p))] == flat[next_side(next_side(q))]
-    crowded = found.order[np.repeat(counts > 2, counts)]
-    suspects = np.unique(np.concatenate([p[same], q[same], crowded]) // 3)
+    first = found.start[found.counts == 2]
+    suspects = [found.order[np.repeat(found.counts > 2, found.counts)]]
+    for rows in blocks(len(first)):
+        p, q = found.order[first[rows]], found.order[first[rows] + 1]
+        same = tip(faces, p) == tip(faces, q)
+        suspects += [p[same], q[same]]
+    suspects = np.unique(np.concatenate(suspects) // 3)
     result = np.zeros(len(faces), bool)
     result[suspects] = first_equal(np.sort(faces[suspects], axis=1)) != np.arange(len(suspects))
     return result
@@ -189,17 +191,20 @@ def first_equal(rows: Array) -> Array:
     Sorted by a hash; rows that share a hash without being equal are found by comparison and settled exactly.
     """
     order, hashed = stable_order(_hash(rows) >> np.uint64(1 + len(rows).bit_length()))
-    follows = np.zeros(len(rows), bool)
-    np.equal(hashed[1:], hashed[:-1], out=follows[1:])
     first = np.arange(len(rows))
-    if not follows.any():
+    follows = np.flatnonzero(hashed[1:] == hashed[:-1]) + 1
+    if not len(follows):
         return first
-    start = np.maximum.accumulate(np.where(follows, 0, first))
-    first[order] = order[start]
-    collided = np.flatnonzero((rows != rows[first]).any(1))
-    if len(collided):
-        _, index, inverse = np.unique(rows[collided], axis=0, return_index=True, return_inverse=True)
-        first[collided] = collided[index][inverse.reshape(-1)]
+    opens = np.diff(follows, prepend=-1) != 1
+    start = follows[opens] - 1  # of each run of equal hashes
+    later = order[follows]
+    first[later] = order[start[np.cumsum(opens) - 1]]
+    if (rows[later] != rows[first[later]]).any():
+        run = np.concatenate([order[start], later])
+        _, index, inverse = np.unique(rows[run], axis=0, return_index=True, return_inverse=True)
+        lowest = np.full(len(index), len(rows))
+        np.minimum.at(lowest, inverse.reshape(-1), run)
+        first[run] = lowest[inverse.reshape(-1)]
     return first
 
 

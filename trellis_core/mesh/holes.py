@@ -21,13 +21,15 @@ def fill_holes(vertices: Array, faces: Array, max_perimeter: float) -> tuple[Arr
         faces: int32 [F, 3], as `make_manifold` and `unify_winding` leave them.
     """
     found = edges(faces)
-    return close_loops(vertices, faces, face_components(faces, found), boundary_edges(faces, found), max_perimeter)[:2]
+    label = face_components(faces, found)
+    area = np.bincount(label, face_areas(vertices, faces))
+    return close_loops(vertices, faces, label, boundary_edges(faces, found), max_perimeter, area)[:2]
 
 
 def close_loops(
-    vertices: Array, faces: Array, label: Array, rim: Array, max_perimeter: float
+    vertices: Array, faces: Array, label: Array, rim: Array, max_perimeter: float, area: Array
 ) -> tuple[Array, Array, Array, Array]:
-    """`fill_holes` with what is known of the mesh: components int64 [F] and directed boundary edges int64 [B, 2].
+    """`fill_holes` with what is known of the mesh: components int [F], their areas, directed boundary edges int64 [B, 2].
 
     Returns:
         (vertices, faces, components of the faces with the caps behind, boundary edges that are left).
@@ -45,7 +47,7 @@ def close_loops(
     middle = np.stack([np.bincount(loop, weighted[:, k]) for k in range(3)], axis=1) / perimeter.clip(1e-30)[:, None]
     fan = np.bincount(loop, 0.5 * np.linalg.norm(np.cross(a - middle[loop], b - middle[loop]), axis=1))
     part = labels_at(start[first], faces, label, len(vertices))
-    close = (perimeter <= max_perimeter) & (fan <= _SHEET_SHARE * np.bincount(label, face_areas(vertices, faces))[part])
+    close = (perimeter <= max_perimeter) & (fan <= _SHEET_SHARE * area[part])
 
     three = first[close & (size == 3)]
     four = first[close & (size == 4)]

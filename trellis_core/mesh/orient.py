@@ -11,13 +11,13 @@ from .ragged import ragged
 from .topology import (
     Array,
     Edges,
+    blocks,
     boundary_edges,
     edges,
     face_components,
     face_normals,
     graph_components,
     labels_at,
-    manifold_pairs,
     rim_edges,
     row_lengths,
     same_direction,
@@ -30,8 +30,6 @@ _FLAT = 0.02
 """Below this share of area^1.5 the volume of an open component says nothing about its sides."""
 _ALIKE = 0.9
 """Cosine from which the planes of two neighbours are so much alike that their winding follows from each other."""
-_BLOCK = 1 << 16
-"""Faces worked on at once."""
 _BINS = 1 << 12
 
 
@@ -43,6 +41,7 @@ class Facets(NamedTuple):
         turned: bool [F], faces wound against the first face of their facet.
         a, b: int [M], the faces on both sides of the manifold edges that are no part of a facet.
         odd: bool [M], whether these two are wound against each other.
+        area: float32 [F].
     """
 
     label: Array
@@ -50,6 +49,7 @@ class Facets(NamedTuple):
     a: Array
     b: Array
     odd: Array
+    area: Array
 
     @property
     def patches(self) -> Array:
@@ -60,17 +60,18 @@ class Facets(NamedTuple):
 
 def find_facets(vertices: Array, faces: Array, found: Edges) -> Facets:
     """Follow the winding of faces from neighbour to neighbour, over manifold edges that are nearly flat."""
-    p, q = manifold_pairs(found)[1].T
-    a, b = p // 3, q // 3
-    odd = same_direction(faces, p, q)
-    normals = _unit_normals(vertices, faces)
-    flat = np.empty(len(a), bool)
-    for start in range(0, len(a), _BLOCK):
-        rows = slice(start, start + _BLOCK)
+    first = found.start[found.counts == 2]
+    normals, length = _unit_normals(vertices, faces)
+    a, b = np.empty((2, len(first)), found.order.dtype)
+    odd, flat = np.empty((2, len(first)), bool)
+    for rows in blocks(len(first)):
+        p, q = found.order[first[rows]], found.order[first[rows] + 1]
+        odd[rows] = same_direction(faces, p, q)
+        a[rows], b[rows] = p // 3, q // 3
         flat[rows] = _alike(normals[a[rows]], normals[b[rows]])
     label, turned = signed_components(len(faces), a[flat], b[flat], odd[flat])
     border = ~flat
-    return Facets(label, turned, a[border], b[border], odd[border])
+    return Facets(label, turned, a[border], b[border], odd[border], length / 2)
 
 
 def unify_winding(vertices: Array, faces: Array) -> Array:
@@ -95,7 +96,7 @@ def wind(repair: Repair, facets: Facets) -> tuple[Array, Array, Array]:
     turned = np.concatenate([facets.turned, np.zeros(added, bool)])
     sides = repair.pairs.T
     new, new_odd = sides // 3, same_direction(repair.faces, *sides)
-    flat = _alike(*(_unit_normals(repair.vertices, repair.faces[end]) for end in new))
+    flat = _alike(*(_unit_normals(repair.vertices, repair.faces[end])[0] for end in new))
     a, b = facet[new[:, flat]]
     odd = new_odd[flat] ^ turned[new[0, flat]] ^ turned[new[1, flat]]
     wider, side = signed_components(known + added, a, b, odd)
@@ -111,10 +112,12 @@ def wind(repair: Repair, facets: Facets) -> tuple[Array, Array, Array]:
     return _turn(repair.faces, turned), label, rim
 
 
-def _unit_normals(vertices: Array, faces: Array) -> Array:
+def _unit_normals(vertices: Array, faces: Array) -> tuple[Array, Array]:
+    """(Unit normals [F, 3], twice the areas [F])."""
     normals = face_normals(vertices, faces)
-    normals /= row_lengths(normals)[:, None].clip(1e-30)
-    return normals
+    length = row_lengths(normals)
+    normals /= length[:, None].clip(1e-30)
+    return normals, length
 
 
 def _alike(a: Array, b: Array) -> Array:
@@ -170,9 +173,8 @@ def turn_outward(vertices: Array, faces: Array, label: Array, rim: Array) -> tup
     """
     count = int(label.max()) + 1
     sums = np.zeros((8, count))  # per component: area, normals, centres times area, centres times normals
-    for start in range(0, len(faces), _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        a, b, c = (vertices[faces[rows, k]].astype(np.float64).T for k in range(3))
+    for rows in blocks(len(faces)):
+        a, b, c = (np.ascontiguousarray(vertices[faces[rows, k]].T) for k in range(3))
         centre, (px, py, pz), (qx, qy, qz) = (a + b + c) / 3, b - a, c - a
         normal = np.stack([py * qz - pz * qy, pz * qx - px * qz, px * qy - py * qx]) / 2
         area = np.sqrt((normal * normal).sum(0))
@@ -253,19 +255,15 @@ def _met(vertices: Array, faces: Array, owner: Array, points: Array) -> list[Arr
     bins = ((points - low) * scale).astype(np.int64).clip(0, _BINS - 1)
     upto = [np.concatenate([[0], np.bincount(bins[:, k], minlength=_BINS).cumsum()]) for k in range(3)]
     met: list[list[Array]] = [[], [], []]
-    for start in range(0, len(faces), _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        corners = [((vertices[faces[rows, c]] - low) * scale).T for c in range(3)]
-        holds = []
-        for k in range(3):
-            a, b, c = (corner[k] for corner in corners)
-            least, most = np.minimum(np.minimum(a, b), c), np.maximum(np.maximum(a, b), c)
-            begin = (least - 1).clip(0, _BINS).astype(np.int32)  # a bin more on either side for what rounding does
-            end = (most + 2).clip(0, _BINS).astype(np.int32)
-            holds.append(upto[k][end] > upto[k][begin])
+    for rows in blocks(len(faces)):
+        a, b, c = (vertices[faces[rows, k]] for k in range(3))
+        least, most = np.minimum(np.minimum(a, b), c), np.maximum(np.maximum(a, b), c)
+        begin = ((least - low) * scale - 1).clip(0, _BINS).astype(np.int32)  # a bin more on either side for what rounding does
+        end = ((most - low) * scale + 2).clip(0, _BINS).astype(np.int32)
+        holds = [upto[k][end[:, k]] > upto[k][begin[:, k]] for k in range(3)]
         for axis in range(3):
             some = holds[(axis + 1) % 3] & holds[(axis + 2) % 3] & (owner[rows] >= 0)
-            met[axis].append(np.flatnonzero(some) + start)
+            met[axis].append(np.flatnonzero(some) + rows.start)
     return [np.concatenate(rows) for rows in met]
 
 
@@ -287,8 +285,8 @@ def _crossings(start: Array, count: int, vertices: Array, faces: Array, owner: A
     first = np.cumsum(in_cell) - in_cell
 
     ray, face = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for begin in range(0, len(faces), _BLOCK):
-        corners = vertices[faces[begin : begin + _BLOCK]][:, :, across]
+    for rows in blocks(len(faces)):
+        corners = vertices[faces[rows]][:, :, across]
         box = np.floor((np.concatenate([corners.min(1), corners.max(1)], axis=1) - np.tile(low, 2)) * np.tile(scale, 2))
         u0, v0, u1, v1 = box.clip(0, size - 1).astype(np.int64).T
         item, offset = ragged((u1 - u0 + 1) * (v1 - v0 + 1))
@@ -296,7 +294,7 @@ def _crossings(start: Array, count: int, vertices: Array, faces: Array, owner: A
         place = (u0[item] + offset // wide) * size + v0[item] + offset % wide
         pair, nth = ragged(in_cell[place])
         ray.append(by_cell[first[place[pair]] + nth])
-        face.append(item[pair] + begin)
+        face.append(item[pair] + rows.start)
     ray, face = np.concatenate(ray), np.concatenate(face)
     other = owner[face] != ray % count
     ray, face = ray[other], face[other]

@@ -7,6 +7,7 @@ manifold with two.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +17,6 @@ Array = np.ndarray
 
 
 _BLOCK = 1 << 16
-"""Faces worked on at once: what is made of them stays in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,20 @@ class Edges:
 
 def edges(faces: Array) -> Edges:
     """The unique undirected edges of faces int [F, 3]; see `Edges`."""
-    following = np.concatenate([faces[:, 1:], faces[:, :1]], axis=1)
-    low = np.minimum(faces, following).reshape(-1)
-    gap = np.maximum(faces, following).reshape(-1)
-    gap -= low
-    shift = int(gap.max(initial=0)).bit_length()
-    keys = low.astype(np.int64)
-    keys <<= shift
-    keys |= gap
-    order, keys = stable_order(keys)
+    reach = 0
+    for rows in blocks(len(faces)):
+        a, b, c = faces[rows].T
+        reach = max(reach, int(np.maximum(abs(a - b), np.maximum(abs(b - c), abs(c - a))).max()))
+    shift = reach.bit_length()
+    keys = np.empty((len(faces), 3), np.int64)
+    for rows in blocks(len(faces)):
+        some = faces[rows].astype(np.int64)
+        following = np.concatenate([some[:, 1:], some[:, :1]], axis=1)
+        low = np.minimum(some, following)
+        keys[rows] = low << shift | np.maximum(some, following) - low
+    order, keys = stable_order(keys.reshape(-1))
     start = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.zeros(0, np.int64)
-    return Edges(order.astype(_index_type(len(order))), start, keys[start], shift)
+    return Edges(order, start, keys[start], shift)
 
 
 def _index_type(count: int) -> type:
@@ -78,19 +81,20 @@ def _index_type(count: int) -> type:
 
 
 def stable_order(keys: Array) -> tuple[Array, Array]:
-    """Stable argsort int64 [N] of integers >= 0, int64 or uint64, and the sorted keys.
+    """Stable argsort int32 [N] (int64 beyond 2^31) of integers >= 0, int64 or uint64, and the sorted keys.
 
     Where there is room the row is packed below its key: sorting plain numbers is several times faster than an argsort.
     """
     bits = len(keys).bit_length()
     if int(keys.max(initial=0)).bit_length() + bits > 63:
         order = np.argsort(keys, kind="stable")
-        return order, keys[order]
+        return order.astype(_index_type(len(keys))), keys[order]
     packed = keys.astype(np.int64)
     packed <<= bits
     packed |= np.arange(len(keys))
     packed.sort()
-    order = packed & ((1 << bits) - 1)
+    order = np.empty(len(keys), _index_type(len(keys)))
+    np.bitwise_and(packed, (1 << bits) - 1, out=order, casting="unsafe")
     packed >>= bits
     return order, packed
 
@@ -246,7 +250,17 @@ def same_direction(faces: Array, first: Array, second: Array) -> Array:
 
 def next_side(side: Array) -> Array:
     """The next side (or corner) of the same face."""
-    return side + np.where(side % 3 == 2, -2, 1)
+    return side + np.where(side % 3 == 2, -2, 1).astype(side.dtype)
+
+
+def tip(faces: Array, side: Array) -> Array:
+    """The vertex int [N] across from sides int [N] of faces."""
+    return faces.reshape(-1)[side + np.where(side % 3 == 0, 2, -1).astype(side.dtype)]
+
+
+def blocks(count: int) -> Iterator[slice]:
+    """Slices that cover 0..count, so short that what is made of them stays in the processor's cache."""
+    return (slice(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK))
 
 
 def labels_at(points: Array, faces: Array, label: Array, count: int) -> Array:
@@ -270,8 +284,7 @@ def first_seen_order(labels: Array) -> Array:
 def face_normals(vertices: Array, faces: Array) -> Array:
     """Un-normalised normals [F, 3], length twice the face area, dtype of `vertices`."""
     result = np.empty((len(faces), 3), vertices.dtype)
-    for start in range(0, len(faces), _BLOCK):
-        rows = slice(start, start + _BLOCK)
+    for rows in blocks(len(faces)):
         a, b, c = (vertices[faces[rows, k]].T for k in range(3))
         (px, py, pz), (qx, qy, qz) = b - a, c - a
         result[rows, 0] = py * qz - pz * qy
@@ -306,5 +319,5 @@ def compact(vertices: Array, faces: Array) -> tuple[Array, Array, Array]:
     kept = np.flatnonzero(used)
     if len(kept) == len(vertices):
         return vertices, faces, kept
-    renumber = np.cumsum(used) - 1
-    return vertices[kept], renumber[faces].astype(faces.dtype), kept
+    renumber = np.cumsum(used, dtype=faces.dtype) - 1
+    return vertices[kept], renumber.take(faces), kept
