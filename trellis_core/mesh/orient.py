@@ -104,7 +104,7 @@ def wind(repair: Repair, facets: Facets) -> tuple[Array, Array, Array]:
 
     a, b = np.concatenate([[facets.a, facets.b], new], axis=1)
     odd = np.concatenate([facets.odd, new_odd]) ^ turned[a] ^ turned[b]
-    label, side = strongest_tree(int(facet.max()) + 1, *_borders(facet[a], facet[b], odd))
+    label, side = strongest_tree(int(facet.max(initial=-1)) + 1, *_borders(facet[a], facet[b], odd))
     label = label[facet]
     turned = _rarer(label, turned ^ side[facet])
     rim = rim_edges(repair.faces, repair.rim)
