@@ -190,7 +190,7 @@ def first_equal(rows: Array) -> Array:
 
     Sorted by a hash; rows that share a hash without being equal are found by comparison and settled exactly.
     """
-    order, hashed = stable_order(_hash(rows) >> np.uint64(1 + len(rows).bit_length()))
+    order, hashed = stable_order(_hash(rows) >> np.uint64(1 + len(rows).bit_length()), overwrite=True)
     first = np.arange(len(rows))
     follows = np.flatnonzero(hashed[1:] == hashed[:-1]) + 1
     if not len(follows):

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-from pathlib import Path
 
 import numpy as np
 
@@ -29,9 +28,11 @@ _CHILD = """
 import sys
 import numpy as np
 from fast_simplification import simplify
-with np.load(sys.argv[1]) as data:
-    v, f = simplify(data["vertices"], data["faces"], target_count=int(data["target"]), agg=float(data["agg"]))
-np.savez(sys.argv[2], vertices=v.astype(np.float32), faces=f.astype(np.int32))
+source, result, target, aggressiveness = sys.argv[1:]
+faces = np.load(source + ".faces.npy")
+vertices, faces = simplify(np.load(source + ".vertices.npy"), faces, target_count=int(target), agg=float(aggressiveness))
+np.save(result + ".vertices.npy", vertices.astype(np.float32))
+np.save(result + ".faces.npy", faces.astype(np.int32))
 """
 _library = threading.Lock()  # it keeps its mesh in globals
 
@@ -84,9 +85,10 @@ def _simplify_in_child(
     vertices: Array, faces: Array, goal: int, aggressiveness: float, ctx: RunContext
 ) -> tuple[Array, Array]:
     with tempfile.TemporaryDirectory(prefix="trellis_") as folder:
-        source, result = Path(folder, "in.npz"), Path(folder, "out.npz")
-        np.savez(source, vertices=vertices, faces=faces, target=goal, agg=aggressiveness)
-        command = [sys.executable, "-c", _CHILD, str(source), str(result)]
+        source, result = (os.path.join(folder, name) for name in ("source", "result"))
+        np.save(source + ".vertices.npy", vertices)
+        np.save(source + ".faces.npy", faces)
+        command = [sys.executable, "-c", _CHILD, source, result, str(goal), str(aggressiveness)]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         child = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
         try:
@@ -101,5 +103,4 @@ def _simplify_in_child(
             child.wait()
         if child.returncode:
             raise RuntimeError(f"The decimation process failed: {errors.decode(errors='replace').strip()[-500:]}")
-        with np.load(result) as data:
-            return data["vertices"], data["faces"]
+        return np.load(result + ".vertices.npy"), np.load(result + ".faces.npy")

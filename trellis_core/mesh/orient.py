@@ -172,21 +172,23 @@ def turn_outward(vertices: Array, faces: Array, label: Array, rim: Array) -> tup
         (faces, area of each component float64).
     """
     count = int(label.max()) + 1
+    size = np.abs(vertices).max().clip(1e-30)
     sums = np.zeros((8, count))  # per component: area, normals, centres times area, centres times normals
     for rows in blocks(len(faces)):
-        a, b, c = (np.ascontiguousarray(vertices[faces[rows, k]].T) for k in range(3))
+        a, b, c = (np.ascontiguousarray(vertices[faces[rows, k]].T) / size for k in range(3))
         centre, (px, py, pz), (qx, qy, qz) = (a + b + c) / 3, b - a, c - a
         normal = np.stack([py * qz - pz * qy, pz * qx - px * qz, px * qy - py * qx]) / 2
         area = np.sqrt((normal * normal).sum(0))
-        columns = [area, *normal, *(centre * area), (centre * normal).sum(0)]
-        low, high = int(label[rows].min()), int(label[rows].max()) + 1
-        sums[:, low:high] += [np.bincount(label[rows] - low, column, minlength=high - low) for column in columns]
+        columns = np.stack([area, *normal, *(centre * area), (centre * normal).sum(0)]).astype(np.float64)
+        place = label[rows].astype(np.int64)
+        for total, column in zip(sums, columns, strict=True):
+            np.add.at(total, place, column)
     total, push, along = sums[0], sums[1:4].T, sums[7]
     middle = sums[4:7].T / total.clip(1e-30)[:, None]
     open_ = np.zeros(count, bool)
     if len(rim):
         owner = labels_at(rim[:, 0], faces, label, len(vertices))
-        ends = vertices[rim].astype(np.float64)
+        ends = vertices[rim].astype(np.float64) / size
         span = np.linalg.norm(ends[:, 1] - ends[:, 0], axis=1)
         open_ = np.bincount(owner, minlength=count) > 0
         middle = np.where(open_[:, None], _mean(ends.mean(1), span, owner, count), middle)
@@ -198,7 +200,7 @@ def turn_outward(vertices: Array, faces: Array, label: Array, rim: Array) -> tup
     closed = np.flatnonzero(~open_)
     if len(closed) > 1:
         inward[closed] ^= _nesting(vertices, faces, label, closed) % 2 == 1
-    return (_turn(faces, inward[label]) if inward.any() else faces), total
+    return (_turn(faces, inward[label]) if inward.any() else faces), total * float(size) ** 2
 
 
 def _mean(values: Array, weights: Array, labels: Array, count: int) -> Array:

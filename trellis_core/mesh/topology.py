@@ -70,7 +70,7 @@ def edges(faces: Array) -> Edges:
         following = np.concatenate([some[:, 1:], some[:, :1]], axis=1)
         low = np.minimum(some, following)
         keys[rows] = low << shift | np.maximum(some, following) - low
-    order, keys = stable_order(keys.reshape(-1))
+    order, keys = stable_order(keys.reshape(-1), overwrite=True)
     start = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.zeros(0, np.int64)
     return Edges(order, start, keys[start], shift)
 
@@ -80,18 +80,20 @@ def _index_type(count: int) -> type:
     return np.int32 if count < 2**31 else np.int64
 
 
-def stable_order(keys: Array) -> tuple[Array, Array]:
+def stable_order(keys: Array, *, overwrite: bool = False) -> tuple[Array, Array]:
     """Stable argsort int32 [N] (int64 beyond 2^31) of integers >= 0, int64 or uint64, and the sorted keys.
 
     Where there is room the row is packed below its key: sorting plain numbers is several times faster than an argsort.
+    `overwrite` allows to do so in place.
     """
     bits = len(keys).bit_length()
     if int(keys.max(initial=0)).bit_length() + bits > 63:
         order = np.argsort(keys, kind="stable")
         return order.astype(_index_type(len(keys))), keys[order]
-    packed = keys.astype(np.int64)
+    packed = keys.astype(np.int64, copy=not overwrite)
     packed <<= bits
-    packed |= np.arange(len(keys))
+    for rows in blocks(len(keys)):
+        packed[rows] |= np.arange(rows.start, rows.stop)
     packed.sort()
     order = np.empty(len(keys), _index_type(len(keys)))
     np.bitwise_and(packed, (1 << bits) - 1, out=order, casting="unsafe")
