@@ -92,18 +92,26 @@ def test_colour_is_kept_where_alpha_is_zero_and_the_mode_can_be_forced() -> None
 def test_gaps_are_filled_from_their_surroundings(size: int) -> None:
     covered = torch.rand(size, size, generator=torch.Generator().manual_seed(size)) < 0.1
     covered[size // 2, size // 2] = True
-    image = torch.where(covered, torch.rand(size, size) * 0.5 + 0.25, 0.0)
+    image = torch.randint(60, 200, (size, size, 4), dtype=torch.uint8) * covered[..., None]
     filled = GapFiller(covered)(image)
-    assert torch.equal(filled[covered], image[covered])
-    assert filled.min() >= image[covered].min() - 1e-6 and filled.max() <= image[covered].max() + 1e-6
+    assert filled.shape == image.shape and torch.equal(filled[covered], image[covered])
+    low, high = image[covered].amin(0), image[covered].amax(0)
+    assert ((filled >= low) & (filled <= high)).all()
 
 
 def test_a_gap_takes_the_nearest_colour() -> None:
     covered = torch.zeros(16, 16, dtype=torch.bool)
     covered[:, 0], covered[:, 15] = True, True
-    image = torch.zeros(16, 16)
-    image[:, 0], image[:, 15] = 0.2, 0.8
+    image = torch.zeros(16, 16, 4, dtype=torch.uint8)
+    left, right = (torch.tensor(color, dtype=torch.uint8) for color in ([50, 0, 255, 3], [200, 255, 0, 7]))
+    image[:, 0], image[:, 15] = left, right
     filled = GapFiller(covered)(image)
-    torch.testing.assert_close(filled[:, :8], torch.full((16, 8), 0.2))
-    torch.testing.assert_close(filled[:, 8:], torch.full((16, 8), 0.8))
-    assert torch.equal(GapFiller(torch.zeros(8, 8, dtype=torch.bool))(torch.zeros(8, 8)), torch.zeros(8, 8))
+    assert (filled[:, :8] == left).all() and (filled[:, 8:] == right).all()
+    nothing = torch.zeros(8, 8, 4, dtype=torch.uint8)
+    assert torch.equal(GapFiller(torch.zeros(8, 8, dtype=torch.bool))(nothing), nothing)
+
+
+def test_a_gap_between_colours_takes_their_mean() -> None:
+    covered = torch.tensor([[True, True], [True, False]])
+    image = torch.tensor([[10, 40], [70, 0]], dtype=torch.uint8)[..., None].expand(2, 2, 4)
+    assert (GapFiller(covered)(image)[1, 1] == 40).all()

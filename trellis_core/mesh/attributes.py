@@ -67,58 +67,86 @@ def grid_sample_3d(
         return torch.stack(parts)
     if (query.ndim, coords.shape[1]) != (2, 3):
         raise InputError(f"Queries {tuple(query.shape)} do not fit coordinates {tuple(coords.shape)}: batch both or neither.")
-    table = BrickTable.build(coords, shape)
-    padded = torch.cat([feats.float(), feats.new_zeros(1, feats.shape[1]).float()])  # the row of what is not there
-    sampled = padded.new_empty(len(query), feats.shape[1])
+    sampler = Trilinear(feats, coords, shape) if mode == "trilinear" else None
+    table = sampler.table if sampler else BrickTable.build(coords, shape)
+    sampled = torch.zeros(len(query), feats.shape[1], device=feats.device)
+    found = torch.zeros(len(query), dtype=torch.bool, device=feats.device)
     for start in range(0, len(query), _POINTS):
         ctx.report(start / len(query))
-        points = query[start : start + _POINTS].float()
-        rows, weights = trilinear_corners(table, points) if mode == "trilinear" else _own_cell(table, points)
-        if nearest_if_empty:
-            empty = ((rows < 0).all(1) & points.isfinite().all(1)).nonzero()[:, 0]
-            rows[empty, 0] = _nearest_voxel(coords, points[empty])
-            weights[empty, 0] = 1
-        rows = torch.where(rows < 0, len(feats), rows)
-        found = torch.nn.functional.embedding_bag(rows, padded, per_sample_weights=weights, mode="sum")
-        sampled[start : start + _POINTS] = found
+        some = slice(start, start + _POINTS)
+        if sampler:
+            sampled[some], found[some] = sampler(query[some].float())
+        else:
+            row = table.find(*_bounded(query[some].float().T + 0.5, table.shape).int())
+            found[some] = row >= 0
+            sampled[some][found[some]] = feats[row[row >= 0].long()].float()
+    if nearest_if_empty and len(coords):
+        empty = (~found & query.isfinite().all(1)).nonzero()[:, 0]
+        sampled[empty] = feats[nearest_voxel(coords, query[empty])].float()
     return sampled
+
+
+class Trilinear:
+    """Weighted means over those of the eight cells around a point that are active, prepared for any number of points.
+
+    Args:
+        feats: float [N, C].
+        coords: integer [N, 3], inside `shape`.
+        shape: cells per axis.
+    """
+
+    def __init__(self, feats: Tensor, coords: Tensor, shape: int | tuple[int, int, int]) -> None:
+        self.table = BrickTable.build(coords, shape)
+        self.channels = feats.shape[1]
+        # Row 0 is what is not there, the column behind the values counts the weights; rows of 32 bytes are summed fastest.
+        self.rows = torch.zeros(len(feats) + 1, -(-(self.channels + 1) // 8) * 8, device=feats.device)
+        self.rows[1:, : self.channels] = feats
+        self.rows[1:, self.channels] = 1
+
+    def __call__(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Values float32 [P, C] at points float32 [P, 3] in voxel units, and where there are any, bool [P]."""
+        rows, weights = _corners(self.table, query)
+        sums = torch.nn.functional.embedding_bag(rows.add_(1), self.rows, per_sample_weights=weights, mode="sum")
+        weight = sums[:, self.channels]
+        return sums[:, : self.channels] / weight.clamp_min(1e-12)[:, None], weight > 0
 
 
 def trilinear_corners(table: BrickTable, query: Tensor) -> tuple[Tensor, Tensor]:
     """Cells around `query` [P, 3], x fastest: rows int32 [P, 8], -1 = not active, and weights [P, 8] that sum to 1 or 0."""
-    shifted = _bounded(query, table.shape) - 0.5
-    base = shifted.floor()
-    after = shifted - base
-    base = base.int()
-    rows = table.find_corners(base)
-    (x0, y0, z0), (x1, y1, z1) = (1 - after).unbind(1), after.unbind(1)
-    area = [y0 * z0, y1 * z0, y0 * z1, y1 * z1]
-    weights = [(x1 if corner & 1 else x0) * area[corner >> 1] for corner in range(8)]
-    rows, weight = torch.stack(rows, 1), torch.stack(weights, 1)
+    rows, weight = _corners(table, query)
     weight *= rows >= 0
     return rows, weight / weight.sum(1, keepdim=True).clamp(min=1e-12)
 
 
-def _own_cell(table: BrickTable, query: Tensor) -> tuple[Tensor, Tensor]:
-    row = table.find(*_bounded(query, table.shape).trunc().int().unbind(1))[:, None]
-    return row, torch.ones_like(row, dtype=query.dtype)
+def _corners(table: BrickTable, query: Tensor) -> tuple[Tensor, Tensor]:
+    """Like `trilinear_corners`, but the weights of all eight cells sum to 1."""
+    place = _bounded(query.T, table.shape)
+    base = place.floor()
+    after = place - base
+    (x0, y0, z0), (x1, y1, z1) = 1 - after, after
+    weight = torch.empty(len(query), 8, dtype=query.dtype, device=query.device)
+    for k, area in enumerate((y0 * z0, y1 * z0, y0 * z1, y1 * z1)):
+        torch.mul(x0, area, out=weight[:, 2 * k])
+        torch.mul(x1, area, out=weight[:, 2 * k + 1])
+    return table.find_corners(base.int()), weight
 
 
 def _bounded(query: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Bring points that are far outside or not finite just outside, where numbers are safe to round to integers."""
-    limit = torch.tensor(shape, dtype=query.dtype, device=query.device) + 2
-    finite = query.isfinite().all(1, keepdim=True)
-    return torch.where(finite, query.clamp(min=-2).minimum(limit), -2.0)
+    """Points [3, P] relative to the centre of cell 0; those that are not finite or far outside come just outside."""
+    place = (query - 0.5).contiguous()
+    for axis, size in zip(place, shape, strict=True):
+        axis.clamp_(-2, size)
+    return place.nan_to_num_(-2.0)
 
 
-def _nearest_voxel(coords: Tensor, query: Tensor) -> Tensor:
-    """Row (int32) of the voxel whose centre is nearest to each query, -1 if there is none."""
-    if len(query) == 0 or len(coords) == 0:
-        return torch.full((len(query),), -1, dtype=torch.int32, device=query.device)
+def nearest_voxel(coords: Tensor, query: Tensor) -> Tensor:
+    """Row int64 [P] of the voxel of `coords` [N, 3], N >= 1, whose centre is nearest to each finite point [P, 3]."""
+    if not len(query):
+        return torch.zeros(0, dtype=torch.int64, device=query.device)
     from scipy.spatial import cKDTree
 
     tree = cKDTree(coords.cpu().numpy() + 0.5, compact_nodes=False, balanced_tree=False)
-    return torch.from_numpy(tree.query(query.cpu().numpy())[1]).int().to(query.device)
+    return torch.from_numpy(tree.query(query.cpu().numpy())[1]).to(query.device)
 
 
 def grid_sample_3d_reference(feats: Tensor, coords: Tensor, query: Tensor) -> Tensor:

@@ -9,12 +9,16 @@ from torch import Tensor
 
 from ..run import QUIET, RunContext
 from ..values import PbrVoxels
-from .attributes import sample_attributes
+from .attributes import Trilinear, nearest_voxel
 from .fill import GapFiller
 from .raster import Interpolator, Texels
 
 ALPHA_MODES = ("OPAQUE", "MASK", "BLEND")
 _SOLID, _CLEAR = 0.9, 0.1
+_COLOR, _MATERIAL = [0, 1, 2, 5], [4, 3]
+"""Attributes in the order of the pictures' channels: red, green, blue, alpha; after occlusion roughness, metallic."""
+_TEXELS = 1 << 15
+"""Texels worked on at once: few enough to stay in the processor's cache."""
 _SEE_THROUGH_SHARE = 0.005
 """Share of the surface that must be see-through before the material is; less is noise of the decoder."""
 
@@ -60,35 +64,51 @@ def bake(
         alpha_mode: one of `ALPHA_MODES`; None decides from the data.
         ctx: told the progress.
     """
-    position = Interpolator(corners, points)(texels, size)
-    ctx.report(0.15)
-    values = sample_attributes(voxels, position, ctx=ctx.part(0.15, 0.7, "bake"))
-    del position
-    values.nan_to_num_().clamp_(0, 1)
-    mode, see_through = decide_alpha(values[:, 5]) if len(values) else ("OPAQUE", 0.0)
+    place = Interpolator(corners, (points + 0.5) * voxels.resolution)
+    attrs = voxels.attrs.float().nan_to_num(0.0)
+    layout = torch.cat([attrs[:, _COLOR], torch.ones_like(attrs[:, :1]), attrs[:, _MATERIAL]], dim=1)
+    sampler = Trilinear(255 * layout, voxels.coords, voxels.resolution)
+    color, material = (torch.zeros(size * size, dtype=torch.int32, device=corners.device) for _ in range(2))
+    alpha = torch.ones(len(texels.number), device=corners.device)
+    strays = []
+
+    def paint(number: Tensor, values: Tensor) -> Tensor:
+        """Write values [K, 7] into both pictures, four bytes at a time; returns alpha [K]."""
+        rounded = torch.empty(len(number), 8, dtype=torch.uint8, device=values.device)
+        rounded[:, :7] = values.clamp_(0, 255).round()
+        for picture, texel in zip((color, material), rounded.view(torch.int32).unbind(1), strict=True):
+            picture.index_copy_(0, number, texel)
+        return values[:, 3] / 255
+
+    for start in range(0, len(alpha), _TEXELS):
+        ctx.report(0.1 + 0.7 * start / len(alpha))
+        some = slice(start, start + _TEXELS)
+        number = texels.number[some]
+        values, found = sampler(position := place(Texels(number, texels.face[some]), size))
+        alpha[some] = paint(number, values)
+        if not found.all():
+            lost = (~found).nonzero()[:, 0]
+            strays.append((lost + start, position[lost]))
+    if strays:
+        lost, position = (torch.cat(parts) for parts in zip(*strays, strict=True))
+        nearest = nearest_voxel(voxels.coords, position.nan_to_num(0.0))
+        alpha[lost] = paint(texels.number[lost], 255 * layout[nearest])
+    mode, see_through = decide_alpha(alpha) if len(alpha) else ("OPAQUE", 0.0)
     mode = alpha_mode or mode
-    ctx.report(0.7)
-    covered = torch.zeros(size * size, dtype=torch.bool, device=values.device)
+    ctx.report(0.8)
+    covered = torch.zeros(size * size, dtype=torch.bool, device=corners.device)
     covered[texels.number] = True
-    fill = GapFiller(covered.view(size, size))
-
-    def picture(channel: int) -> Tensor:
-        """One channel as uint8 [S, S]. Gaps are filled as well: filtering and mip maps bring them into view."""
-        flat = torch.zeros(size * size, device=values.device)
-        flat[texels.number] = values[:, channel]
-        ctx.report(0.75 + 0.04 * channel)
-        return fill(flat.view(size, size)).mul(255).round_().to(torch.uint8)
-
-    red, green, blue, metallic, roughness = map(picture, range(5))
-    full = torch.full_like(red, 255)
-    alpha = full if mode == "OPAQUE" else picture(5)
-    ctx.report(1.0)
+    fill = GapFiller(covered.view(size, size))  # filtering and mip maps bring the gaps into view
+    pictures = []
+    for picture in (color, material):
+        pictures.append(fill(picture.view(size, size, 1).view(torch.uint8)))
+        ctx.report(0.8 + 0.1 * len(pictures))
+    color, material = pictures
+    if mode == "OPAQUE":
+        color[..., 3] = 255
+    material[..., 0] = 255
     return Bake(
-        torch.stack([red, green, blue, alpha], dim=2),
-        torch.stack([full, roughness, metallic], dim=2),
-        mode,
-        see_through,
-        torch.bincount(texels.face, minlength=len(corners)),
+        color, material[..., :3].contiguous(), mode, see_through, torch.bincount(texels.face, minlength=len(corners))
     )
 
 

@@ -14,6 +14,8 @@ _SPANS = 1 << 20
 """Rows of triangles worked on at once; bounds the memory to some hundred megabytes."""
 _TEXELS = 1 << 16
 """Texels worked on at once: few enough to stay in the processor's cache."""
+_NEEDLE = 1e-3
+"""Texels of height under which a triangle has one value all over."""
 
 
 @dataclass(frozen=True)
@@ -87,15 +89,18 @@ class Interpolator:
     """
 
     def __init__(self, corners: Tensor, values: Tensor) -> None:
-        origin, base = corners[:, 0], values[:, 0]
-        a, b = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
-        cross = (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0])[:, None]
-        inverse = torch.where(cross.abs() > 1e-12, 1 / cross, 0.0)
-        p, q = values[:, 1] - base, values[:, 2] - base
-        along_column = (p * b[:, 1:] - q * a[:, 1:]) * inverse
-        along_row = (q * a[:, :1] - p * b[:, :1]) * inverse
-        # All that a texel needs lies together: one gather instead of six.
-        self.maps = torch.cat([origin, base, along_column, along_row, values.amin(1), values.amax(1)], dim=1)
+        origin, *others = corners.permute(1, 2, 0).contiguous()  # the long axis last: sums over short ones are slow
+        base, *ends = values.permute(1, 2, 0).contiguous()
+        a, b = (other - origin for other in others)
+        p, q = (end - base for end in ends)
+        cross = a[0] * b[1] - a[1] * b[0]
+        longest = torch.stack([(edge * edge).sum(0) for edge in (a, b, b - a)]).amax(0)
+        needle = cross.square() <= _NEEDLE**2 * longest  # rounding would throw its values far out
+        inverse = torch.where(needle, 0.0, 1 / cross)
+        along_column, along_row = (p * b[1] - q * a[1]) * inverse, (q * a[0] - p * b[0]) * inverse
+        base = torch.where(needle, base + (p + q) / 3, base)
+        # All that a texel needs lies together: one gather instead of four.
+        self.maps = torch.cat([origin, base, along_column, along_row]).T.contiguous()
         self.channels = values.shape[2]
 
     def __call__(self, texels: Texels, size: int) -> Tensor:
@@ -103,9 +108,9 @@ class Interpolator:
         result = self.maps.new_empty(len(texels.number), self.channels)
         for start in range(0, len(result), _TEXELS):
             rows = slice(start, start + _TEXELS)
-            number, maps = texels.number[rows], self.maps[texels.face[rows]]
-            column, row = number % size + 0.5 - maps[:, 0], number // size + 0.5 - maps[:, 1]
-            base, along_column, along_row, low, high = maps[:, 2:].split(self.channels, dim=1)
-            value = torch.addcmul(base, along_column, column[:, None]).addcmul_(along_row, row[:, None])
-            torch.minimum(value.maximum(low), high, out=result[rows])  # needles amplify rounding
+            number, maps = texels.number[rows], self.maps.index_select(0, texels.face[rows])
+            row = torch.div(number, size, rounding_mode="floor")
+            column, row = number - row * size + 0.5 - maps[:, 0], row + 0.5 - maps[:, 1]
+            base, along_column, along_row = maps[:, 2:].split(self.channels, dim=1)
+            torch.addcmul(base, along_column, column[:, None], out=result[rows]).addcmul_(along_row, row[:, None])
         return result

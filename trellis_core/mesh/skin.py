@@ -217,8 +217,10 @@ class _Maps:
             if detail.openness is not None:
                 openness[some] = detail.surface.blend(detail.openness, face, weights)
         fill = self._filler()
-        normal_map = self._picture(fill, tilts * 0.5 + 0.5, ctx) if self.handed is not None else None
-        occlusion = self._picture(fill, openness, ctx)[..., 0] if detail.openness is not None else None
+        ctx.report(0.85)
+        normal_map = self._picture(fill, tilts * 0.5 + 0.5) if self.handed is not None else None
+        ctx.report(0.95)
+        occlusion = self._picture(fill, openness)[..., 0] if detail.openness is not None else None
         return normal_map, occlusion
 
     def _filler(self) -> GapFiller:
@@ -226,12 +228,8 @@ class _Maps:
         covered[self.texels.number] = True
         return GapFiller(covered.view(self.size, self.size))
 
-    def _picture(self, fill: GapFiller, values: Tensor, ctx: RunContext) -> Tensor:
-        """Values [K, C] in 0..1 as uint8 [S, S, C]."""
-        channels = []
-        for channel in range(values.shape[1]):
-            ctx.report(0.8 + 0.05 * channel)
-            flat = torch.zeros(self.size * self.size)
-            flat[self.texels.number] = values[:, channel]
-            channels.append(fill(flat.view(self.size, self.size)).mul(255).round_().clamp_(0, 255).to(torch.uint8))
-        return torch.stack(channels, dim=2)
+    def _picture(self, fill: GapFiller, values: Tensor) -> Tensor:
+        """Values [K, C] in 0..1, C at most 4, as uint8 [S, S, C]."""
+        picture = torch.zeros(self.size * self.size, 4, dtype=torch.uint8)
+        picture[self.texels.number, : values.shape[1]] = values.mul(255).round_().clamp_(0, 255).to(torch.uint8)
+        return fill(picture.view(self.size, self.size, 4))[..., : values.shape[1]].contiguous()
