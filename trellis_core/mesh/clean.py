@@ -6,6 +6,8 @@ elements. `clean` runs them in the order that makes each one's job well defined.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from ..errors import EmptyResultError, InputError
@@ -77,16 +79,13 @@ def clean(vertices: Array, faces: Array, voxel: float, ctx: RunContext = QUIET) 
         EmptyResultError: no face has three different corners.
     """
     vertices, faces = merge_vertices(vertices, faces)
-    ctx.report(0.15)
+    ctx.report(0.1)
     faces = _drop_degenerate(faces)
     if not len(faces):
         raise EmptyResultError("Nothing is left of the mesh when its vertices are merged: all its parts are smaller than a voxel.")
-    found = edges(faces)
-    ctx.report(0.3)
-    faces, found = _without(faces, found, ~_repeated(faces, found))
-    ctx.report(0.35)
-    perimeter = max(HOLE_VOXELS * voxel, HOLE_PERIMETER)
-    vertices, faces, label, area = _mend(vertices, faces, found, perimeter, ctx.part(0.35, 0.95))
+    wound = _wind_parts(vertices, *_distinct(faces), ctx.part(0.3, 0.7))
+    vertices, faces, label, area = _close_up(wound, max(HOLE_VOXELS * voxel, HOLE_PERIMETER))
+    ctx.report(0.9)
     specks = _specks(vertices, faces, label, area, voxel)
     vertices, faces, _ = compact(vertices, faces[~specks] if specks.any() else faces)
     ctx.report(1.0)
@@ -95,33 +94,37 @@ def clean(vertices: Array, faces: Array, voxel: float, ctx: RunContext = QUIET) 
 
 def tidy(vertices: Array, faces: Array, ctx: RunContext = QUIET) -> tuple[Array, Array]:
     """What decimation leaves to mend: repeated faces, and edges that collapses made non-manifold."""
-    faces = _drop_degenerate(faces)
-    found = edges(faces)
-    ctx.report(0.3)
-    faces, found = _without(faces, found, ~_repeated(faces, found))
+    faces, found = _distinct(_drop_degenerate(faces))
+    ctx.report(0.4)
     if (found.counts != 2).any():
-        vertices, faces, _, _ = _mend(vertices, faces, found, 0.0, ctx.part(0.4, 1.0))
+        vertices, faces, _, _ = _close_up(_wind_parts(vertices, faces, found, ctx.part(0.4, 0.9)), 0.0)
     vertices, faces, _ = compact(vertices, faces)
     return vertices, faces
 
 
-def _mend(
-    vertices: Array, faces: Array, found: Edges, max_perimeter: float, ctx: RunContext
-) -> tuple[Array, Array, Array, Array]:
-    """Part what is not manifold, wind neighbours alike, close holes, and face outward.
+class _Wound(NamedTuple):
+    """A manifold mesh, wound alike in each component: their labels int [F] and areas, its directed boundary edges [B, 2]."""
 
-    Returns:
-        (vertices, faces, components int [F], their areas).
-    """
+    vertices: Array
+    faces: Array
+    label: Array
+    rim: Array
+    area: Array
+
+
+def _wind_parts(vertices: Array, faces: Array, found: Edges, ctx: RunContext) -> _Wound:
+    """Part what is not manifold, and wind neighbours alike."""
     facets = find_facets(vertices, faces, found)
-    ctx.report(0.4)
-    repair = part_sheets(vertices, faces, found, facets.patches)
-    ctx.report(0.5)
-    faces, label, rim = wind(repair, facets)
-    ctx.report(0.6)
-    area = np.bincount(label[: len(facets.area)], facets.area)
-    vertices, faces, label, rim = close_loops(repair.vertices, faces, label, rim, max_perimeter, area)
     ctx.report(0.7)
+    repair = part_sheets(vertices, faces, found, facets.patches)
+    faces, label, rim = wind(repair, facets)
+    ctx.report(1.0)
+    return _Wound(repair.vertices, faces, label, rim, np.bincount(label[: len(facets.area)], facets.area))
+
+
+def _close_up(wound: _Wound, max_perimeter: float) -> tuple[Array, Array, Array, Array]:
+    """Close holes, and face outward: vertices, faces, and the labels and areas of the components."""
+    vertices, faces, label, rim = close_loops(*wound[:4], max_perimeter, wound.area)
     faces, area = turn_outward(vertices, faces, label, rim)
     return vertices, faces, label, area
 
@@ -138,8 +141,7 @@ def merge_vertices(vertices: Array, faces: Array) -> tuple[Array, Array]:
 
 def drop_repeated_faces(faces: Array) -> Array:
     """Drop faces that repeat a vertex, and all but the first of the faces with the same three vertices."""
-    faces = _drop_degenerate(faces)
-    return faces[~_repeated(faces, edges(faces))]
+    return _distinct(_drop_degenerate(faces))[0]
 
 
 def drop_specks(vertices: Array, faces: Array, voxel: float) -> Array:
@@ -154,8 +156,13 @@ def _drop_degenerate(faces: Array) -> Array:
     return faces if fine.all() else faces[fine]
 
 
-def _without(faces: Array, found: Edges, keep: Array) -> tuple[Array, Edges]:
-    return (faces, found) if keep.all() else (faces[keep], without(found, keep))
+def _distinct(faces: Array) -> tuple[Array, Edges]:
+    """Without all but the first of the faces with the same three vertices, and the edges of those that stay."""
+    found = edges(faces)
+    repeated = _repeated(faces, found)
+    if repeated.any():
+        found = without(found, ~repeated)
+    return found.faces, found
 
 
 def _repeated(faces: Array, found: Edges) -> Array:

@@ -20,6 +20,7 @@ from .topology import (
     labels_at,
     rim_edges,
     row_lengths,
+    run_starts,
     same_direction,
     signed_components,
     stable_order,
@@ -133,7 +134,7 @@ def _borders(a: Array, b: Array, odd: Array) -> tuple[Array, Array, Array]:
     order, keys = stable_order(np.minimum(a, b) << shift | np.maximum(a, b))
     if not len(keys):
         return a, b, np.zeros(0)
-    start = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+    start = run_starts(keys)
     weight = np.add.reduceat(np.where(odd[order], 1.0, -1.0), start)
     return keys[start] >> shift, keys[start] & ((1 << shift) - 1), weight
 

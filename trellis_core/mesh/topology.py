@@ -7,7 +7,7 @@ manifold with two.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,15 +24,14 @@ class Edges:
     """Unique undirected edges, lexicographic by (low, high). A side is 3 * face + k, from corner k to the next one.
 
     Attributes:
+        faces: int [F, 3] that they belong to.
         order: int32 [3F] (int64 beyond 2^31 sides), sides grouped by edge, the lowest side of each edge first.
         start: int64 [E] place in `order` of the first side of each edge.
-        keys, shift: low << shift | (high - low) of each edge.
     """
 
+    faces: Array
     order: Array
     start: Array
-    keys: Array
-    shift: int
 
     @cached_property
     def counts(self) -> Array:
@@ -46,8 +45,7 @@ class Edges:
 
     def ends(self, of: Array | slice) -> Array:
         """int64 [N, 2] (low, high) of some edges."""
-        low = self.keys[of] >> self.shift
-        return np.stack([low, low + (self.keys[of] & ((1 << self.shift) - 1))], axis=1)
+        return np.sort(rim_edges(self.faces, self.order[self.start[of]]), axis=1)
 
     @cached_property
     def of_face(self) -> Array:
@@ -71,8 +69,16 @@ def edges(faces: Array) -> Edges:
         low = np.minimum(some, following)
         keys[rows] = low << shift | np.maximum(some, following) - low
     order, keys = stable_order(keys.reshape(-1), overwrite=True)
-    start = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.zeros(0, np.int64)
-    return Edges(order, start, keys[start], shift)
+    return Edges(faces, order, run_starts(keys))
+
+
+def run_starts(keys: Array) -> Array:
+    """Places int64 [R] in sorted keys [N] where another key begins."""
+    starts = [np.zeros(min(len(keys), 1), np.int64)]
+    for rows in blocks(len(keys) - 1):
+        differ = keys[rows.start : rows.stop] != keys[rows.start + 1 : rows.stop + 1]
+        starts.append(np.flatnonzero(differ) + (rows.start + 1))
+    return np.concatenate(starts)
 
 
 def _index_type(count: int) -> type:
@@ -107,9 +113,8 @@ def without(found: Edges, keep: Array) -> Edges:
     left = found.counts - np.bincount(np.searchsorted(found.start, np.flatnonzero(~stays), "right") - 1, minlength=len(found.start))
     old = found.order[stays]
     order = old - 3 * np.cumsum(~keep, dtype=old.dtype)[old // 3]
-    some = left > 0
-    left = left[some]
-    return Edges(order, np.cumsum(left) - left, found.keys[some], found.shift)
+    left = left[left > 0]
+    return Edges(found.faces[keep], order, np.cumsum(left) - left)
 
 
 def boundary_edges(faces: Array, found: Edges | None = None) -> Array:
@@ -173,20 +178,15 @@ def signed_components(nodes: int, a: Array, b: Array, odd: Array | None = None) 
     kind = _index_type(nodes)
     a, b = a.astype(kind, copy=False), b.astype(kind, copy=False)
     odd = np.zeros(len(a), bool) if odd is None else odd
-    low, high = np.minimum(a, b), np.maximum(a, b)
     root = np.arange(nodes, dtype=kind)
-    np.minimum.at(root, high, low)
     side = np.zeros(nodes, bool)
-    taken = root[high] == low
-    side[high[taken]] = odd[taken] & (high[taken] != low[taken])
-    number = _shrink(root, side)
-    low, high = number[low], number[high]
-    left = np.flatnonzero(low != high)
-    if not len(left):
-        return number, side
-    odd = odd[left] ^ side[a[left]] ^ side[b[left]]
-    above, turned = signed_components(int(number.max()) + 1, low[left], high[left], odd)
-    return above[number], side ^ turned[number]
+    for rows in blocks(len(a)):
+        np.minimum.at(root, np.maximum(a[rows], b[rows]), np.minimum(a[rows], b[rows]))
+    for rows in blocks(len(a)):
+        low, high = np.minimum(a[rows], b[rows]), np.maximum(a[rows], b[rows])
+        taken = root[high] == low
+        side[high[taken]] = odd[rows][taken] & (high[taken] != low[taken])
+    return _between_trees(_shrink(root, side), side, a, b, odd, signed_components)
 
 
 def strongest_tree(nodes: int, a: Array, b: Array, weight: Array) -> tuple[Array, Array]:
@@ -217,31 +217,39 @@ def _strongest_tree(nodes: int, a: Array, b: Array, odd: Array) -> tuple[Array, 
     side = np.zeros(nodes, bool)
     side[joined] = odd[edge]
     side &= root != node
-    number = _shrink(root, side)
-    low, high = number[a], number[b]
-    left = np.flatnonzero(low != high)
+    return _between_trees(_shrink(root, side), side, a, b, odd, _strongest_tree)
+
+
+def _between_trees(
+    number: Array, side: Array, a: Array, b: Array, odd: Array, solve: Callable[..., tuple[Array, Array]]
+) -> tuple[Array, Array]:
+    """Labels and sides of nodes in trees `number`, when `solve` has joined the trees by the edges that are left."""
+    left = [np.flatnonzero(number[a[rows]] != number[b[rows]]) + rows.start for rows in blocks(len(a))]
+    left = np.concatenate([np.zeros(0, np.int64), *left])
     if not len(left):
         return number, side
-    odd = odd[left] ^ side[a[left]] ^ side[b[left]]
-    above, turned = _strongest_tree(int(number.max()) + 1, low[left], high[left], odd)
+    a, b = a[left], b[left]
+    odd = odd[left] ^ side[a] ^ side[b]
+    above, turned = solve(int(number.max()) + 1, number[a], number[b], odd)
     return above[number], side ^ turned[number]
 
 
 def _shrink(root: Array, side: Array) -> Array:
     """Number int [N] of the tree of each node, 0.. by its root's place, where `root` names each node's parent or itself.
 
-    In place, `side` becomes each node's side against its root instead of its parent (pointer doubling).
+    In place, `side` becomes each node's side against its root instead of its parent (pointer doubling, block by block:
+    where parents come first the trees of earlier blocks are flat already).
     """
-    node = np.arange(len(root), dtype=root.dtype)
-    moving = np.flatnonzero(root != node)
-    while len(moving):
-        parent = root[moving]
-        above = root[parent]
-        deep = above != parent
-        moving, parent, above = moving[deep], parent[deep], above[deep]
-        side[moving] ^= side[parent]
-        root[moving] = above
-    return (np.cumsum(root == node, dtype=root.dtype) - 1)[root]
+    for rows in blocks(len(root)):
+        moving = np.flatnonzero(root[rows] != np.arange(rows.start, rows.stop)) + rows.start
+        while len(moving):
+            parent = root[moving]
+            above = root[parent]
+            deep = above != parent
+            moving, parent, above = moving[deep], parent[deep], above[deep]
+            side[moving] ^= side[parent]
+            root[moving] = above
+    return (np.cumsum(root == np.arange(len(root), dtype=root.dtype), dtype=root.dtype) - 1)[root]
 
 
 def same_direction(faces: Array, first: Array, second: Array) -> Array:
