@@ -175,7 +175,8 @@ class Networks:
         self._held.append(patcher)
         try:
             model = patcher.model
-            needed = activation_bytes(model.params, rows, getattr(model, "dtype", torch.float32))
+            dtype = getattr(model, "dtype", torch.float32)
+            needed = activation_bytes(model.params, rows, dtype, device_type=ctx.device.type)
             mm.load_models_gpu(list(self._held), memory_required=needed)  # all that are in use, lest one drives another out
             _bring_along(model, ctx.device)
             ctx.report(1.0)

@@ -1,4 +1,4 @@
-"""The memory plan: what it counts is what tensors take, budgets are kept, refusals advise, and a full device is survived."""
+"""The memory plan: budgets are kept, refusals advise, and a full device is survived. What it counts: test_footprint."""
 
 from __future__ import annotations
 
@@ -13,18 +13,13 @@ from tests.tiny_family import make_family
 from trellis_core import published, stages
 from trellis_core.errors import OutOfBudgetError
 from trellis_core.family import Family, Scale, load_family
-from trellis_core.flow.attention import Batch
-from trellis_core.flow.context import Kept
 from trellis_core.flow.prepared import prepare_slat
 from trellis_core.flow.slat import SLatFlowModel, SLatFlowParams
 from trellis_core.flow.transformer import FlowTransformer
-from trellis_core.footprint import FusedAttention, activation_bytes, sparse_decoder_bytes
-from trellis_core.kernels import planning
 from trellis_core.memory import plan_run, recovering
 from trellis_core.peak import PeakMeter
 from trellis_core.run import QUIET, RunContext
 from trellis_core.settings import GenerationSettings
-from trellis_core.vae.sparse_unet import FlexiDualGridVaeDecoder, FlexiDualGridVaeDecoderParams
 from trellis_core.values import Condition, Structure
 from trellis_core.weights import IMAGE_ENCODER, NetworkFile
 
@@ -47,48 +42,6 @@ def test_a_meter_counts_storages_once_and_until_they_die() -> None:
     assert meter.peak == 4000 and meter.live == c.nbytes + d.nbytes
 
 
-@pytest.mark.parametrize("kernels", [False, True])
-@torch.no_grad()
-def test_the_plan_of_a_full_size_flow_is_what_its_tensors_take(kernels: bool) -> None:
-    """Run on the meta device: 1.3 G parameters that take no memory."""
-    if kernels:
-        pytest.importorskip("triton")
-    rows, context = 9600, 4101
-    model = SLatFlowModel(OFFICIAL_FLOW, device="meta", dtype=torch.bfloat16)
-    with PeakMeter() as meter, FusedAttention(), planning(kernels):
-        layout = model.layout(torch.zeros(1, rows, 3, dtype=torch.int32, device="meta"), Batch((rows,)))
-        kept = Kept.of(model, model.tokens(torch.zeros(1, context, 1024, device="meta")))
-        mod = model.modulation(torch.zeros(1, device="meta"))
-        model.velocity(torch.zeros(1, rows, 32, device="meta"), layout, mod, kept)
-    planned = activation_bytes(OFFICIAL_FLOW, rows, torch.bfloat16, kernels=kernels)
-    assert meter.peak <= planned * 1.07 and planned <= 1.15 * meter.peak
-
-
-@pytest.mark.parametrize("kernels", [False, True])
-@torch.no_grad()
-def test_the_plan_of_a_sparse_decoder_is_what_its_tensors_take(kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ways of GPUs, run on the CPU, with chunks as small beside the object as they are in earnest."""
-    monkeypatch.setattr("trellis_core.sparse.conv._by_pairs", lambda x: False)
-    if kernels:  # a stand-in that makes what the kernel reads
-        pytest.importorskip("triton")
-        monkeypatch.setattr("trellis_core.sparse.conv.usable", lambda x: True)
-        monkeypatch.setattr(
-            "trellis_core.kernels.conv.convolve", lambda out, x, taps, bias, tiles, *more: out.copy_(x.mean()).add_(bias)
-        )
-    for module in ("vae.blocks", "footprint"):
-        monkeypatch.setattr(f"trellis_core.{module}.CHUNK_BYTES", {False: 1 << 20, True: 1 << 18})
-    for module in ("sparse.conv", "footprint"):
-        monkeypatch.setattr(f"trellis_core.{module}.PATCH_BYTES", 1 << 20)
-    params = FlexiDualGridVaeDecoderParams((64, 32, 32), 4, (1, 1, 1))
-    decoder, coords = randomised(FlexiDualGridVaeDecoder(params)), voxels(samples=2, grid=24)
-    for frugal in (False, True):
-        with PeakMeter() as meter:
-            decoding = decoder(torch.randn(len(coords), 4), coords, ctx=RunContext(frugal=frugal))
-        rows = [len(coords), len(decoding.subdivisions[1]), len(decoding.coords)]
-        planned = sparse_decoder_bytes(params, rows, torch.float32, frugal, kernels)
-        assert meter.peak <= planned <= 1.2 * meter.peak
-
-
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
     return load_family(make_family(tmp_path_factory.mktemp("weights")))
@@ -97,7 +50,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
 def test_a_tight_budget_makes_the_run_frugal_and_a_tighter_one_is_refused(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trellis_core.memory.activation_bytes", lambda params, rows, dtype, frugal, kernels: GB // (1 + frugal))
+    monkeypatch.setattr("trellis_core.memory.activation_bytes", lambda params, rows, dtype, frugal, kernels, **more: GB // (1 + frugal))
     settings = GenerationSettings(resolution=512)
     free = plan_run(family, settings, QUIET)
     frugal = plan_run(family, settings, replace(QUIET, frugal=True))
@@ -214,7 +167,7 @@ def test_the_published_networks_are_planned_within_common_cards(
     assert plan_run(official, GenerationSettings(resolution=resolution), gpu).peak <= gib * 2**30
 
 
-@pytest.mark.parametrize("budget", [4, 6, 8, 12, 16, 24, 80])
+@pytest.mark.parametrize("budget", [4, 6, 8, 16, 80])
 def test_every_budget_gets_a_plan_below_it(budget: int, official: Family) -> None:
     gpu = RunContext(torch.device("meta"), memory_budget=budget * GB)
     for resolution in (512, 1024, 1536):

@@ -1,45 +1,63 @@
 """How much memory a network's forward pass takes beside its weights, from its parameters and its input's size.
 
-Transformers and dense decoders are run on the meta device, where tensors have sizes and no content, and metered; what a
-sparse decoder takes follows from the rows of its levels.
+The code that will run is run on the meta device, where tensors have sizes and no content, and metered. Of networks with
+many layers alike one is run: only one layer's activations live at a time.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
+from math import isqrt
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .flow.attention import Batch
-from .flow.context import Both, Kept, Nothing, Tokens
-from .flow.prepared import KEPT_BYTES, PAIR_ROWS
+from .flow.context import Kept
+from .flow.prepared import prepare
+from .flow.sampler import SamplerParams, flow_schedule, sample
+from .flow.structure import SparseStructureFlowParams
 from .flow.transformer import FlowParams, FlowTransformer
-from .image.dino import DinoV3Params
-from .kernels import planning
+from .image.dino import DinoV3Encoder, DinoV3Params
+from .kernels import rehearsing
+from .lowbit import lower
 from .peak import PeakMeter
-from .sparse.conv import PATCH_BYTES
-from .vae.blocks import CHUNK_BYTES
-from .vae.sparse_unet import SparseUnetVaeDecoderParams
+from .rehearsal import rehearse
+from .run import RunContext
+from .vae.sparse_unet import SparseUnetVaeDecoder, SparseUnetVaeDecoderParams
 from .vae.structure import SparseStructureDecoder, SparseStructureDecoderParams
 
 MOST_CONTEXT = 4101
 """Tokens of the largest picture that a published network looks at."""
-IMAGE_COPIES = 16
-"""Copies of the stream that live at once in a block of the image encoder: q, k, v, the four-fold hidden layer, float32."""
 GROWTH = 4.2
 """Voxels of a surface per voxel of the next coarser level (measured: 4.0 to 4.3)."""
-MAP_ROW = 27 * 4 * 3 + 16 + 40
-"""Bytes a row of a level: neighbour table, its second form and that one's making, coordinates, the plan that made it."""
-ORDER_ROW = 48
-"""Bytes a row more where kernels run: putting rows in order."""
+STEPS = SamplerParams(2, guidance_strength=3.0, guidance_rescale=0.5, step_caching=1)
+"""What is run of a sampler: later steps take what the second does."""
+TIMES = flow_schedule(12, STEPS.rescale_t)
+"""What networks are made ready for; holds the times of STEPS."""
+META = torch.device("meta")
 
 
-def activation_bytes(params: Any, rows: int, dtype: torch.dtype, frugal: bool = False, kernels: bool = False) -> int:
-    """Peak bytes of activations.
+@lru_cache(maxsize=256)
+@torch.no_grad()
+def activation_bytes(
+    params: Any,
+    rows: int,
+    dtype: torch.dtype,
+    frugal: bool = False,
+    kernels: bool = False,
+    *,
+    device_type: str = "cuda",
+    samples: int = 1,
+    context: int = MOST_CONTEXT,
+    precision: str | None = None,
+    loras: bool = False,
+) -> int:
+    """Peak bytes of all tensors beside the weights while a network does its part of a run.
 
     Args:
         params: of a flow transformer, of the image encoder or of a decoder.
@@ -47,18 +65,26 @@ def activation_bytes(params: Any, rows: int, dtype: torch.dtype, frugal: bool = 
         dtype: of the torso.
         frugal: see `RunContext`.
         kernels: whether Triton kernels work on the device (see `kernels.works_on`); they need less.
+        device_type: CPUs convolve in another way.
+        samples: objects at once.
+        context: tokens of the picture that each object is made from.
+        precision: see `lowbit`; as GPUs without float8 do it.
+        loras: whether LoRAs act beside the layers.
 
     Returns:
-        An estimate on the safe side; 0 for other params.
+        0 for other params.
     """
-    if isinstance(params, FlowParams):
-        return _flow_bytes(params, rows, dtype, frugal, kernels)
-    if isinstance(params, DinoV3Params):
-        return rows // params.patch_size**2 * params.hidden_size * dtype.itemsize * IMAGE_COPIES
-    if isinstance(params, SparseUnetVaeDecoderParams):
-        return sparse_decoder_bytes(params, level_rows(params, rows), dtype, frugal, kernels)
-    if isinstance(params, SparseStructureDecoderParams):
-        return _dense_decoder_bytes(params, dtype) * rows
+    ctx = RunContext(META, frugal=frugal)
+    with rehearsing(device_type, kernels):
+        if isinstance(params, FlowParams):
+            model = _one_layer(params, dtype, precision, loras)
+            return _flow_bytes(model, rows, ctx, samples, context)
+        if isinstance(params, DinoV3Params):
+            return _encoder_bytes(params, rows // samples, dtype, samples)
+        if isinstance(params, SparseUnetVaeDecoderParams):
+            return sparse_decoder_bytes(params, level_rows(params, rows), dtype, frugal, kernels, device_type)
+        if isinstance(params, SparseStructureDecoderParams):
+            return round(_dense_decoder_bytes(params, dtype) * rows)
     return 0
 
 
@@ -67,31 +93,45 @@ def level_rows(params: SparseUnetVaeDecoderParams, rows: int) -> list[int]:
     return [round(rows * GROWTH**level) for level in range(len(params.model_channels))]
 
 
-def _flow_bytes(params: FlowParams, rows: int, dtype: torch.dtype, frugal: bool, kernels: bool) -> int:
-    kept = 2 * MOST_CONTEXT * params.model_channels * dtype.itemsize  # by one layer
-    keep = not frugal and kept * params.num_blocks <= KEPT_BYTES
-    layer = _layer_bytes(params, rows, dtype, not frugal and rows <= PAIR_ROWS, keep, kernels)
-    return layer + (params.num_blocks - 1) * kept if keep else layer
+def _one_layer(params: FlowParams, dtype: torch.dtype, precision: str | None, loras: bool) -> FlowTransformer:
+    """Of a flow transformer; what depends on the number of layers takes it to have all of them."""
+    model = FlowTransformer(replace(params, num_blocks=1), device=META, dtype=dtype)
+    if precision:
+        lower(model, precision)
+    for layer in model.blocks.modules() if loras else ():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_hook(lambda _layer, _inputs, output: output + torch.empty_like(output))
+    model.params = params
+    return model
 
 
-@lru_cache(maxsize=256)
-@torch.no_grad()
-def _layer_bytes(params: FlowParams, rows: int, dtype: torch.dtype, pair: bool, keep: bool, kernels: bool) -> int:
-    """Peak of one layer between the network's two ends; a forward pass holds one layer's activations at a time.
+def _flow_bytes(model: FlowTransformer, rows: int, ctx: RunContext, samples: int, context: int) -> int:
+    """Of guided steps, from the tokens of the picture on, with what is kept from step to step."""
+    params = model.params
+    each = rows // samples
+    cubes = isinstance(params, SparseStructureFlowParams)
+    lengths = [each] * samples
+    if samples > 1 and not cubes:  # objects differ
+        lengths[0], lengths[-1] = each - 1, rows - each * (samples - 1) + 1
+    batch = Batch(tuple(lengths))
+    known = params.in_channels - params.out_channels
+    with PeakMeter() as meter, FusedAttention():
+        cond = torch.empty(samples, context, params.cond_channels, device=META)
+        voxels = torch.empty(each if cubes else rows, 4, dtype=torch.int32, device=META)
+        sample_rows = voxels[:, 0].long()  # noqa: F841 samplers hold it
+        positions = voxels[:, 1:] if cubes else batch.fold(voxels[:, 1:])
+        beside = torch.empty(rows, known, device=META) if known else None
 
-    `pair` is for both guided branches in one batch, `keep` for a context that is projected beforehand.
-    """
-    model = FlowTransformer(replace(params, num_blocks=1), device="meta", dtype=dtype)
-    batch = Batch((rows, rows) if pair else (rows,))
-    samples = len(batch.lengths)
-    with PeakMeter() as meter, FusedAttention(), planning(kernels):
-        context = Tokens(Batch((MOST_CONTEXT,)), torch.zeros(1, MOST_CONTEXT, params.cond_channels, dtype=dtype, device="meta"))
-        context = Kept.of(model, context) if keep else context
-        context = Both(context, Nothing.of(model)) if pair else context
-        layout = model.layout(torch.zeros(rows, 3, dtype=torch.int32, device="meta"), batch)
-        mod = model.modulation(torch.zeros(samples, device="meta"))
-        model.velocity(torch.zeros(samples, rows, params.in_channels, device="meta"), layout, mod, context)
-    return meter.peak
+        def fold(x: Tensor) -> Tensor:
+            return batch.fold(x[0] if beside is None else torch.cat((x[0], beside), dim=1))
+
+        ready = prepare(model, model.layout(positions, batch), cond, TIMES, fold, lambda v: v.flatten(0, -2)[None], ctx)
+        noise = torch.empty(1, rows, params.out_channels, device=META)
+        both = ready.both and (lambda x, t: ready.both(x, t.expand(samples)))
+        one = lambda x, t, c: ready(x, t.expand(samples), c)  # noqa: E731
+        sample(one, noise, STEPS, cond=ready.cond, neg=ready.neg, both=both)
+    kept = 2 * samples * context if isinstance(ready.cond, Kept) else 0
+    return meter.peak + (params.num_blocks - 1) * (kept + 1) * params.model_channels * model.dtype.itemsize
 
 
 class FusedAttention(TorchFunctionMode):
@@ -103,35 +143,36 @@ class FusedAttention(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _encoder_bytes(params: DinoV3Params, pixels: int, dtype: torch.dtype, pictures: int) -> int:
+    model = DinoV3Encoder(replace(params, num_hidden_layers=1), device=META, dtype=dtype)
+    side = isqrt(pixels) // params.patch_size * params.patch_size
+    with PeakMeter() as meter, FusedAttention():
+        model(torch.empty(pictures, params.num_channels, side, side, device=META)).float()
+    return meter.peak
+
+
 @lru_cache
-@torch.no_grad()
 def _dense_decoder_bytes(params: SparseStructureDecoderParams, dtype: torch.dtype) -> float:
     """Bytes per latent voxel."""
-    model, side = SparseStructureDecoder(params, device="meta", dtype=dtype), 8
+    model, side = SparseStructureDecoder(params, device=META, dtype=dtype), 8
     with PeakMeter() as meter:
-        model(torch.zeros(1, params.latent_channels, side, side, side, device="meta"))
+        model(torch.empty(1, params.latent_channels, side, side, side, device=META))
     return meter.peak / side**3
 
 
+@torch.no_grad()
 def sparse_decoder_bytes(
-    params: SparseUnetVaeDecoderParams, rows: list[int], dtype: torch.dtype, frugal: bool = False, kernels: bool = False
+    params: SparseUnetVaeDecoderParams,
+    rows: list[int],
+    dtype: torch.dtype,
+    frugal: bool = False,
+    kernels: bool = False,
+    device_type: str = "cuda",
 ) -> int:
-    """Peak of a sparse decoder with these rows on its levels, coarse to fine, working in chunks (see `vae.blocks`).
-
-    Kernels read features as they are; without them a padded copy and matrices of patches are made.
-    """
-    size, chunk = dtype.itemsize, CHUNK_BYTES[frugal]
-    copies = 2 if kernels else 3  # of the level's features: input, output, a padded copy
-    map_row = MAP_ROW + (ORDER_ROW if kernels else 0)
-    peaks = []
-    for level, (count, channels) in enumerate(zip(rows, params.model_channels, strict=True)):
-        stream = count * channels * size
-        wide = min(chunk, count * channels * 16)
-        work = 3 * wide if kernels else 2 * wide + min(PATCH_BYTES, 27 * stream)
-        maps = count * map_row
-        peaks.append(copies * stream + work + maps)
-        if level + 1 < len(rows):
-            fine = rows[level + 1] * params.model_channels[level + 1] * size
-            maps += rows[level + 1] * map_row
-            peaks.append(max(copies * stream + fine, stream + copies * fine) + work + maps)
-    return max(peaks)
+    """As `activation_bytes`, for a sparse decoder with these rows on its levels, coarse to fine."""
+    model = SparseUnetVaeDecoder(
+        replace(params, num_blocks=tuple(min(1, count) for count in params.num_blocks)), device=META, dtype=dtype
+    )
+    with PeakMeter() as meter, rehearsing(device_type, kernels):
+        rehearse(model, rows, RunContext(META, frugal=frugal))
+    return meter.peak

@@ -25,7 +25,7 @@ def round_rows(x: Tensor, precision: str) -> tuple[Tensor, Tensor]:
     wide = x.float()
     scale = wide.abs().amax(dim=-1, keepdim=True).clamp_min(1e-12) / largest
     codes = wide / scale
-    return (codes.round() if precision == "int8" else codes.clamp(-largest, largest)).to(dtype), scale
+    return (codes.round_() if precision == "int8" else codes.clamp_(-largest, largest)).to(dtype), scale
 
 
 class LowLinear(nn.Linear):
@@ -47,7 +47,7 @@ class LowLinear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:
-        return (self.codes.float() * self.scale).to(self.dtype)
+        return self.codes.float().mul_(self.scale).to(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.precision == "int8":
@@ -57,7 +57,7 @@ class LowLinear(nn.Linear):
             y = _scaled_product(codes.flatten(0, -2), scale.flatten(0, -2), self.codes, self.scale)
             y = y.to(x.dtype).unflatten(0, x.shape[:-1])
             return y if self.bias is None else y + self.bias
-        return F.linear((codes.float() * scale).to(x.dtype), self.weight, self.bias)
+        return F.linear(codes.float().mul_(scale).to(x.dtype), self.weight, self.bias)
 
 
 def lower(model: nn.Module, precision: str) -> dict[str, LowLinear]:

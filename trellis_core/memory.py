@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from .errors import EXHAUSTED, OutOfBudgetError, is_exhaustion
 from .family import IMAGE_ROLE, Family, Route
 from .footprint import activation_bytes
 from .kernels import works_on
+from .lora.apply import Use
 from .run import RunContext
 from .settings import GenerationSettings
 from .weights import NetworkFile
@@ -80,14 +82,18 @@ def plan_run(family: Family, settings: GenerationSettings, ctx: RunContext, samp
         plan = _plan(family, settings, route, replace(ctx, frugal=frugal), samples, tokens)
         if ctx.memory_budget is None or plan.peak <= ctx.memory_budget:
             return plan
-    limit = settings.max_num_tokens
-    while route.low and tokens is None and limit > FEWEST_TOKENS:  # a cascade lowers its resolution to obey the limit
-        limit = max(FEWEST_TOKENS, limit * 3 // 4)
-        fewer = settings.model_copy(update={"max_num_tokens": limit})
-        plan = _plan(family, fewer, route, plan.ctx, samples, tokens)
-        if plan.peak <= ctx.memory_budget:
-            return plan
+    if route.low and tokens is None:  # a cascade lowers its resolution to obey a limit of tokens
+        limits = list(_limits_below(settings.max_num_tokens))
+        plans = lru_cache(lambda n: _plan(family, settings.model_copy(update={"max_num_tokens": n}), route, plan.ctx, samples, None))
+        if limits and plans(limits[-1]).peak <= ctx.memory_budget:
+            return plans(limits[bisect_left(limits, True, key=lambda n: plans(n).peak <= ctx.memory_budget)])
     raise OutOfBudgetError(_refusal(family, settings, plan, samples))
+
+
+def _limits_below(limit: int) -> Iterator[int]:
+    while limit > FEWEST_TOKENS:
+        limit = max(FEWEST_TOKENS, limit * 3 // 4)
+        yield limit
 
 
 def _plan(family: Family, settings: GenerationSettings, route: Route, ctx: RunContext, samples: int, tokens: int | None) -> Plan:
@@ -97,16 +103,34 @@ def _plan(family: Family, settings: GenerationSettings, route: Route, ctx: RunCo
     fine = (min(fine, settings.max_num_tokens) if route.low else fine) * samples
     steps = []
     for role in family.roles(route):
-        rows = fine
+        rows, scale = fine, route.model
         if role == IMAGE_ROLE:
-            rows = max(family.scales[key].image_size for key in (512, route.start, route.model)) ** 2
+            rows = samples * max(family.scales[key].image_size for key in (512, route.start, route.model)) ** 2
         elif role.startswith("sparse_structure"):
-            rows = samples * family.networks["sparse_structure_flow_model"].args["resolution"] ** 3
+            rows, scale = samples * family.networks["sparse_structure_flow_model"].args["resolution"] ** 3, 512
         elif role == f"shape_slat_flow_model_{route.low}":
-            rows = coarse
-        params, dtype, weights = _facts(family.networks[role], ctx.device, ctx.dtype)
-        steps.append(Step(role, rows, weights, activation_bytes(params, rows, dtype, ctx.frugal, works_on(ctx.device))))
+            rows, scale = coarse, route.low
+        steps.append(_step(family, role, rows, scale, ctx, samples))
     return Plan(tuple(steps), ctx, settings)
+
+
+def _step(family: Family, role: str, rows: int, scale: int, ctx: RunContext, samples: int) -> Step:
+    network, uses = family.networks[role], family.loras.get(role, ())
+    params, dtype, weights = _facts(network, ctx.device, ctx.dtype)
+    encoder = _facts(family.networks[IMAGE_ROLE], ctx.device, ctx.dtype)[0]
+    context = (family.scales[scale].image_size // encoder.patch_size) ** 2 + 1 + encoder.num_register_tokens
+    beside = bool(uses) and (dtype != torch.float32 or network.precision is not None)  # else they are merged
+    loras = sum(map(_numbers, uses)) * dtype.itemsize if beside else 0
+    work = activation_bytes(
+        params, rows, dtype, ctx.frugal, works_on(ctx.device), device_type=ctx.device.type, samples=samples, context=context,
+        precision=network.precision, loras=beside,
+    )  # fmt: skip
+    return Step(role, rows, weights + loras, work)
+
+
+def _numbers(use: Use) -> int:
+    parts = (part for delta in use.adapter.deltas.values() for part in vars(delta).values())
+    return sum(part.numel() for part in parts if isinstance(part, torch.Tensor))
 
 
 @lru_cache(maxsize=64)

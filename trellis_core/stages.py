@@ -230,10 +230,11 @@ def decode(
     with use_convolution(ctx.convolution), family.network("shape_slat_decoder", ctx.part(0.0, 0.1), len(coords)) as decoder:
         decoding = recovering(ctx.part(0.1, 0.45), lambda c: decoder(shape.feats.to(c.device), coords, ctx=c))
         heads = [head.cpu() for head in dual_grid_heads(decoding.raw, decoder.params.voxel_margin)]
-    attrs, voxels = None, decoding.coords.cpu()
+    guides, voxels, attrs = decoding.subdivisions, decoding.coords.cpu(), None
+    del decoding  # on the device the rest of it would lie beside the painting
     if texture is not None:
         with use_convolution(ctx.convolution), family.network("tex_slat_decoder", ctx.part(0.45, 0.55), len(coords)) as decoder:
-            guides, feats = decoding.subdivisions, texture.feats.to(ctx.device)
+            feats = texture.feats.to(ctx.device)
             raw, _ = recovering(ctx.part(0.55, 0.9), lambda c: decoder(feats, coords, guides, ctx=c))
         attrs = 0.5 * raw.float().cpu() + 0.5
     pairs = []

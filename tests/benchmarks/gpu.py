@@ -141,7 +141,7 @@ def measure_flows(bench: Bench, sizes: cases.Sizes, ceiling: float) -> None:
                 enter(stack)
                 make = lambda: cases.evaluations(model, tokens, context, bench.device, prepared)  # noqa: B023, E731
                 fast = way == "ours" and works_on(bench.device)
-                planned = activation_bytes(model.params, tokens, model.dtype, kernels=fast)
+                planned = activation_bytes(model.params, tokens, model.dtype, False, fast, device_type=bench.device.type, context=context)
                 found = make()
                 facts = {"tokens": tokens, "planned_bytes": planned}
                 cond = cases.flow_flops(params, tokens, context, project=not prepared)
@@ -228,7 +228,8 @@ def measure_decoding(bench: Bench, sizes: cases.Sizes, ceiling: float) -> None:
         for way, frugal in (("ours", False), ("frugal", True), ("plain", False)):
             with kernels(way != "plain"):
                 ctx = RunContext(bench.device, frugal=frugal)
-                planned = sparse_decoder_bytes(sizes.decoder, rows, decoder.dtype, frugal, kernels=way != "plain" and works_on(bench.device))
+                fast = way != "plain" and works_on(bench.device)
+                planned = sparse_decoder_bytes(sizes.decoder, rows, decoder.dtype, frugal, fast, bench.device.type)
                 facts = {"voxels": rows[-1], "planned_bytes": planned}
                 work = lambda: decoder(z, coords, guides, ctx=ctx)  # noqa: B023, E731
                 bench.row(f"decoder to {grid * 2 ** (len(rows) - 1)}^3", way, work, decoder_flops(sizes, rows), ceiling, **facts)

@@ -24,6 +24,8 @@ SHAPE = SLatFlowParams(
     resolution=64, in_channels=32, out_channels=32, model_channels=1536, cond_channels=1024, num_blocks=30, num_heads=12,
     mlp_ratio=5.3334, pe_mode="rope", share_mod=True, qk_rms_norm=True, qk_rms_norm_cross=True, dtype="bfloat16",
 )  # fmt: skip
+THICKNESS = 1.4
+"""Of surfaces, in voxels to each side: so thick are those of decoded objects, with 14.7 of 27 neighbours (spec F 3)."""
 DECODER = SparseUnetVaeDecoderParams((1024, 512, 256, 128, 64), 32, (4, 16, 8, 4, 0), True, out_channels=6, pred_subdiv=False)
 
 
@@ -86,7 +88,7 @@ def surface(side: int, rows: int | None = None) -> Tensor:
     ball = (x**2 + y**2 + z**2).sqrt() - 0.62 - 0.05 * (9 * x).sin() * (9 * y).sin() * (9 * z).sin()
     ring = (((x**2 + y**2).sqrt() - 0.72) ** 2 + z**2).sqrt() - 0.16
     distance = torch.minimum(ball, ring).abs()
-    near = distance < 1.25 / side
+    near = distance < THICKNESS / side
     if rows is not None:
         near = distance <= distance.flatten().kthvalue(min(rows, distance.numel())).values
     return torch.nn.functional.pad(near.nonzero(), (1, 0)).int()
@@ -124,7 +126,7 @@ def surface_of_decoded(side: int) -> Tensor:
         x, y, z = ((points.float() + 0.5) / side * 2 - 1).unbind(1)
         ball = (x**2 + y**2 + z**2).sqrt() - 0.62 - 0.05 * (9 * x).sin() * (9 * y).sin() * (9 * z).sin()
         ring = (((x**2 + y**2).sqrt() - 0.72) ** 2 + z**2).sqrt() - 0.16
-        parts.append(points[torch.minimum(ball, ring).abs() < 1.25 / side])
+        parts.append(points[torch.minimum(ball, ring).abs() < THICKNESS / side])
     return torch.nn.functional.pad(torch.cat(parts), (1, 0)).int()
 
 

@@ -71,7 +71,7 @@ def prepare_structure(
 ) -> PreparedFlow:
     """For cubes [B, C, R, R, R] with cond [B, L, Cc], at these times in 0..1."""
     layout = model.layout_of(len(cond), cond.device)
-    return _prepare(model, layout, cond, times, model.fold, model.unfold, ctx)
+    return prepare(model, layout, cond, times, model.fold, model.unfold, ctx)
 
 
 @torch.no_grad()
@@ -89,10 +89,10 @@ def prepare_slat(
     def fold(rows: Tensor) -> Tensor:
         return layout.batch.fold(rows if known is None else torch.cat((rows, known), dim=1))
 
-    return _prepare(model, layout, cond, times, fold, lambda v: v.flatten(0, -2), ctx)
+    return prepare(model, layout, cond, times, fold, lambda v: v.flatten(0, -2), ctx)
 
 
-def _prepare(
+def prepare(
     model: FlowTransformer,
     layout: Layout,
     cond: Tensor,
@@ -101,6 +101,7 @@ def _prepare(
     unfold: Callable[[Tensor], Tensor],
     ctx: RunContext,
 ) -> PreparedFlow:
+    """For tokens of this layout; `fold` and `unfold` lead from what the sampler has to folded tokens and back."""
     tokens = model.tokens(cond)
     keep = not ctx.frugal and Kept.bytes(model, cond[..., 0].numel()) <= KEPT_BYTES
     kept = Kept.of(model, tokens) if keep else tokens

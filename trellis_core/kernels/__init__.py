@@ -23,7 +23,7 @@ OLDEST = (8, 0)
 """Compute capability that an NVIDIA GPU needs."""
 
 _wanted: ContextVar[bool] = ContextVar("kernels", default=True)
-_planning: ContextVar[bool] = ContextVar("planning", default=False)
+_rehearsed: ContextVar[tuple[str, bool]] = ContextVar("rehearsed", default=("meta", False))
 
 
 def usable(x: Tensor) -> bool:
@@ -31,7 +31,7 @@ def usable(x: Tensor) -> bool:
     if not _wanted.get() or torch.is_grad_enabled():
         return False
     if x.device.type == "meta":
-        return _planning.get()
+        return _rehearsed.get()[1]
     return x.device.type in GPUS and works_on(x.device)
 
 
@@ -63,11 +63,17 @@ def kernels(wanted: bool) -> Iterator[None]:
         _wanted.reset(token)
 
 
+def acts_as(x: Tensor) -> str:
+    """The type of the device that x is on, or that it stands for while `rehearsing`."""
+    return _rehearsed.get()[0] if x.device.type == "meta" else x.device.type
+
+
 @contextmanager
-def planning(for_kernels: bool) -> Iterator[None]:
-    """Whether tensors on the meta device stand for tensors that kernels would work on, as long as the `with` lasts."""
-    token = _planning.set(for_kernels)
+def rehearsing(device_type: str, with_kernels: bool) -> Iterator[None]:
+    """What tensors on the meta device stand for, as long as the `with` lasts: tensors on such a device, where kernels run
+    or not."""
+    token = _rehearsed.set((device_type, with_kernels))
     try:
         yield
     finally:
-        _planning.reset(token)
+        _rehearsed.reset(token)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels import usable
+from ..kernels import acts_as, usable
 from .libraries import chosen
 from .tensor import AXIS_BITS, pack_keys
 
@@ -115,6 +115,10 @@ class NeighborMap:
         """int32 [N, 27]: the table by rows, with N where there is no neighbour."""
         return torch.where(self.table < 0, self.rows, self.table).t().contiguous()
 
+    def chunks(self, step: int) -> Iterator[slice]:
+        """All rows, `step` at a time."""
+        yield from (slice(start, min(start + step, self.rows)) for start in range(0, self.rows, step))
+
     def tiles(self, rows: slice, height: int) -> Tiles:
         """These rows in tiles of so many, as the GPU's kernel reads them; made once."""
         from ..kernels.conv import Tiles
@@ -137,7 +141,10 @@ def _reorder(table: Tensor, order: Tensor) -> Tensor:
     """The table of rows in key order, for the rows as they stand: row order[k] is the k-th in key order."""
     rank = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
     named = torch.cat([order.int(), order.new_tensor([-1], dtype=torch.int32)])  # -1 indexes the last entry: itself
-    return torch.stack([named[row.index_select(0, rank).long()] for row in table])  # by rows: int64 is large
+    renamed = torch.empty_like(table)
+    for row, target in zip(table, renamed, strict=True):  # by rows: int64 is large
+        target.copy_(named[row.index_select(0, rank).long()])
+    return renamed
 
 
 def _block(table: Tensor, start: int) -> TapBlock:
@@ -200,7 +207,7 @@ class _Conv(torch.autograd.Function):
 
 def _compute_dtype(feats: Tensor) -> torch.dtype:
     """CPUs are slow in half precision and round every partial sum; GPUs accumulate in float32 by themselves."""
-    return torch.promote_types(feats.dtype, torch.float32) if feats.device.type == "cpu" else feats.dtype
+    return torch.promote_types(feats.dtype, torch.float32) if acts_as(feats) == "cpu" else feats.dtype
 
 
 def _taps(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -224,7 +231,7 @@ def _convolve(
 
 def _by_pairs(x: Tensor) -> bool:
     """CPUs sum over the pairs that exist, out of cache; other devices multiply patches."""
-    return x.device.type == "cpu"
+    return acts_as(x) == "cpu"
 
 
 def _way(x: Tensor, total: Tensor | None = None) -> tuple[Callable[..., None], Tensor]:
@@ -311,13 +318,12 @@ class SubmanifoldConv3d(nn.Module):
         """
         if library := chosen(feats):
             whole = library(feats, self.weight, self.bias, nmap.coords, nmap.kept)
-            yield from ((slice(at, at + len(part)), part) for at, part in zip(range(0, nmap.rows, step), whole.split(step), strict=True))
+            yield from zip(nmap.chunks(step), whole.split(step), strict=True)
             return
         dtype = _compute_dtype(feats)
         fill, x = _way(feats.to(dtype))
         taps, bias = _taps(self.weight, dtype), self.bias.to(dtype)
-        for start in range(0, nmap.rows, step):
-            rows = slice(start, min(start + step, nmap.rows))
-            out = x.new_empty(rows.stop - start, taps.shape[2])
+        for rows in nmap.chunks(step):
+            out = x.new_empty(rows.stop - rows.start, taps.shape[2])
             fill(out, rows, x, taps, bias, nmap, None, None)
             yield rows, out.to(feats.dtype)

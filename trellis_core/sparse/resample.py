@@ -41,6 +41,11 @@ class ResamplePlan:
         """Neighbour map of the fine voxels, shared by all that follow this plan; built on first use."""
         return self.known_neighbors or NeighborMap.build(self.coords)
 
+    def children(self, parents: slice) -> slice:
+        """Fine rows of these coarse rows, where fine rows follow their parents' order."""
+        ends = self.parent_row.new_tensor([parents.start, parents.stop])
+        return slice(*torch.searchsorted(self.parent_row, ends).tolist())
+
     def occupancy(self, parents: int) -> Tensor:
         """bool [parents, 8]: which children exist; the target of the subdivision logits in training."""
         mask = torch.zeros(parents * 8, dtype=torch.bool, device=self.coords.device)

@@ -130,10 +130,9 @@ class SparseResBlockC2S3d(_ResampleBlock):
         h = x.new_empty(len(plan.coords), self.out_channels)
         for rows, wide in self.conv1.chunks(entered, coarse, chunk_rows(8 * self.out_channels, ctx.frugal)):
             ctx.check()
-            ends = plan.parent_row.new_tensor([rows.start, rows.stop])
-            start, stop = torch.searchsorted(plan.parent_row, ends).tolist()
-            slots = plan.slot[start:stop] - 8 * rows.start
-            h[start:stop] = F.silu(plain_norm(wide.view(-1, self.out_channels).index_select(0, slots)))
+            fine = plan.children(rows)
+            slots = plan.slot[fine] - 8 * rows.start
+            h[fine] = F.silu(plain_norm(wide.view(-1, self.out_channels).index_select(0, slots)))
         del entered
         eighths, repeats = x.reshape(len(x) * 8, -1), self.out_channels * 8 // self.channels
         out = torch.empty_like(h)
