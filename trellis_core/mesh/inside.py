@@ -14,7 +14,7 @@ import torch
 
 from ..run import QUIET, RunContext
 from .crossings import grid_crossings
-from .topology import Array, graph_components
+from .topology import Array, blocks, graph_components
 
 NODE_BYTES = 9
 """Memory that `find_inside` and what follows it take for every node of a lattice."""
@@ -101,8 +101,7 @@ def find_inside(walls: Array, samples: Array, lattice: Lattice, close_gaps: floa
     near = np.zeros(lattice.size, bool)
     near[walls // 3] = True
     near[walls // 3 + np.array(lattice.strides)[walls % 3]] = True
-    near = near.reshape(lattice.shape)
-    near = ndimage.binary_dilation(near, np.ones((3, 3, 3), bool), iterations=_reach(close_gaps))
+    near = _dilate(near.reshape(lattice.shape), _reach(close_gaps))
     ctx.report(0.1)
     place, rooms = ndimage.label(~near)
     near, place = near.reshape(-1), place.reshape(-1)
@@ -112,19 +111,89 @@ def find_inside(walls: Array, samples: Array, lattice: Lattice, close_gaps: floa
     place -= 1
     count = int(np.count_nonzero(near))
     place[near] = np.arange(rooms, rooms + count, dtype=place.dtype)
-    a, b, width = _passages(near, walls, samples, lattice, close_gaps / 2, ctx.part(0.1, 0.7, "inside"))
-    outside = _flood(place[a], place[b], width, rooms, rooms + count, border, close_gaps / 2) == _OUT
+    nearest = _Nearest(near, place, rooms, samples, lattice, 2 * _reach(close_gaps), ctx.part(0.1, 0.4, "inside"))
+    a, b, width = _passages(near, place, walls, nearest, lattice, ctx.part(0.4, 0.7, "inside"))
+    np.minimum(width, np.float32(close_gaps), out=width)
+    outside = _flood(a, b, width, rooms, rooms + count, border, close_gaps / 2) == _OUT
     ctx.report(1.0)
     return ~outside[place]
 
 
-def _passages(
-    near: Array, walls: Array, samples: Array, lattice: Lattice, widest: float, ctx: RunContext
-) -> tuple[Array, Array, Array]:
-    """Open edges with an end near a wall: node, next node, and half-width at its middle, at most twice `widest`."""
-    from scipy.spatial import cKDTree
+def _dilate(grid: Array, steps: int) -> Array:
+    """Grow the true nodes of bool [I, J, K] by a cube of `steps` to every side."""
+    for axis in range(3):
+        for _ in range(steps):
+            lower, upper = np.moveaxis(grid, axis, 0)[:-1], np.moveaxis(grid, axis, 0)[1:]
+            grid = grid.copy()
+            grown = np.moveaxis(grid, axis, 0)
+            grown[1:] |= lower
+            grown[:-1] |= upper
+    return grid
 
-    tree = cKDTree(samples, compact_nodes=False, balanced_tree=False)
+
+class _Nearest:
+    """For every node near a wall a sample that is nearest to it, or very nearly so.
+
+    Each sample tells the node next to it, and nodes that have learned something tell their six neighbours (Danielsson 1980).
+    """
+
+    def __init__(
+        self, near: Array, place: Array, rooms: int, samples: Array, lattice: Lattice, rounds: int, ctx: RunContext
+    ) -> None:
+        self._place, self._rooms, self._strides = place, rooms, np.array(lattice.strides)
+        self._samples = np.append(samples, np.full((1, 3), np.inf), axis=0).astype(np.float32)  # the last: none
+        self._node = np.flatnonzero(near)
+        self._spot = np.stack(np.unravel_index(self._node, lattice.shape), axis=1).astype(np.int16)
+        self._known = np.full(len(self._node), -1, np.int32)
+        self._least = np.full(len(self._node), np.inf, np.float32)
+        self._seed()
+        fresh = np.flatnonzero(self._known >= 0)
+        for turn in range(rounds):
+            learned = np.zeros(len(self._node), bool)
+            for rows in blocks(len(fresh)):
+                self._pass_on(fresh[rows], learned)
+                ctx.report((turn + rows.stop / len(fresh)) / rounds)
+            fresh = np.flatnonzero(learned)
+
+    def square(self, spot: Array, node: Array) -> Array:
+        """Squared distance float32 [N] from points float32 [N, 3] to the samples that nodes int64 [N] know of."""
+        row = self._place[node] - self._rooms
+        return self._square(spot, np.where(row >= 0, self._known[row], -1))
+
+    def _square(self, spot: Array, sample: Array) -> Array:
+        arm = self._samples[sample]
+        arm -= spot
+        return np.einsum("nk,nk->n", arm, arm)
+
+    def _seed(self) -> None:
+        for rows in blocks(len(self._samples) - 1):
+            point = self._samples[rows]
+            spot = np.rint(point)
+            row = self._place[spot.astype(np.int64) @ self._strides] - self._rooms
+            point = point - spot
+            square = np.einsum("nk,nk->n", point, point)
+            np.minimum.at(self._least, row, square)
+            first = self._least[row] == square
+            self._known[row[first]] = np.flatnonzero(first) + rows.start
+
+    def _pass_on(self, told: Array, learned: Array) -> None:
+        """Tell the neighbours of some nodes what these know; marks those that have `learned` something."""
+        node, sample = self._node[told], self._known[told]
+        for step in (*self._strides, *-self._strides):
+            row = self._place[node + step] - self._rooms
+            here = np.flatnonzero(row >= 0)
+            row, heard = row[here], sample[here]
+            square = self._square(self._spot[row], heard)
+            nearer = np.flatnonzero(square < self._least[row])
+            row = row[nearer]
+            self._known[row], self._least[row] = heard[nearer], square[nearer]
+            learned[row] = True
+
+
+def _passages(
+    near: Array, place: Array, walls: Array, nearest: _Nearest, lattice: Lattice, ctx: RunContext
+) -> tuple[Array, Array, Array]:
+    """Open edges with an end near a wall: places int32 [N] of their ends, and half-width float32 [N] at their middles."""
     parts = []
     for axis, stride in enumerate(lattice.strides):
         touches = near.copy()
@@ -132,11 +201,12 @@ def _passages(
         touches[walls[walls % 3 == axis] // 3] = False
         a = np.flatnonzero(touches)
         width = np.empty(len(a), np.float32)
-        for rows in np.array_split(np.arange(len(a)), len(a) // 50_000 + 1):
-            middle = lattice.unflatten(a[rows]) + 0.5 * np.eye(3)[axis]
-            width[rows] = tree.query(middle, distance_upper_bound=2 * widest)[0]
-            ctx.report((axis + rows[-1] / len(a)) / 3 if len(rows) else axis / 3)
-        parts.append((a, a + stride, np.minimum(width, np.float32(2 * widest))))
+        for rows in blocks(len(a)):
+            node = a[rows]
+            middle = (lattice.unflatten(node) + 0.5 * np.eye(3)[axis]).astype(np.float32)
+            width[rows] = np.sqrt(np.minimum(nearest.square(middle, node), nearest.square(middle, node + stride)))
+            ctx.report((axis + rows.stop / len(a)) / 3)
+        parts.append((place[a], place[a + stride], width))
     return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
 

@@ -22,7 +22,7 @@ from .holes import fill_holes
 from .inside import NODE_BYTES, Lattice, Walls, find_inside, find_walls, margin
 from .manifold import make_manifold
 from .orient import unify_winding
-from .topology import Array, compact, edges, face_areas, face_components, face_normals
+from .topology import Array, compact, edges, face_areas, face_components, face_normals, run_starts
 from .vote import has_lids, odd_share, vote_inside
 
 _SHIFT = np.array([1.3e-3, 1.7e-3, 1.1e-3])  # of a step: keeps lattice nodes off axis-aligned faces
@@ -72,7 +72,7 @@ def solid_remesh(mesh: Mesh, resolution: int, ctx: RunContext = QUIET, close_gap
     ctx.report(0.15, "remesh")
     walls = find_walls(capped[0][capped[1]], lattice, ctx.part(0.15, 0.25, "remesh"))
     real = Walls(*(column[walls.face < caps_from] for column in (walls.edge, walls.point, walls.face)))
-    real_edges = np.unique(real.edge)
+    real_edges = real.edge[run_starts(real.edge)]
     inside, loose = _decide(walls, real_edges, capped, lattice, close_gaps, ctx.part(0.25, 0.65, "remesh"))
 
     normals = face_normals(*capped)
@@ -99,11 +99,12 @@ def _decide(
     put lids on openings.
     """
     samples = np.concatenate([walls.point, _samples(*capped)])
+    pierced = walls.edge[run_starts(walls.edge)]
     node, stride = real // 3, np.array(lattice.strides)[real % 3]
     best = None
     for nth, wider in enumerate(_WIDER):
         part = ctx.part(0.9 * nth / len(_WIDER), 0.9 * (nth + 1) / len(_WIDER), "remesh")
-        inside = fill_pinches(find_inside(np.unique(walls.edge), samples, lattice, wider * close_gaps, part), lattice)
+        inside = fill_pinches(find_inside(pierced, samples, lattice, wider * close_gaps, part), lattice)
         loose = real[~inside[node] & ~inside[node + stride]]
         if best is None or len(loose) < len(best[1]) / 2:
             best = inside, loose
