@@ -67,7 +67,9 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan_run(family: Family, settings: GenerationSettings, ctx: RunContext, samples: int = 1, tokens: int | None = None) -> Plan:
+def plan_run(
+    family: Family, settings: GenerationSettings, ctx: RunContext, samples: int = 1, tokens: int | None = None
+) -> Plan:
     """Choose how to run within the context's memory budget; the mesh work after the networks is planned by itself.
 
     Args:
@@ -84,7 +86,8 @@ def plan_run(family: Family, settings: GenerationSettings, ctx: RunContext, samp
             return plan
     if route.low and tokens is None:  # a cascade lowers its resolution to obey a limit of tokens
         limits = list(_limits_below(settings.max_num_tokens))
-        plans = lru_cache(lambda n: _plan(family, settings.model_copy(update={"max_num_tokens": n}), route, plan.ctx, samples, None))
+        fewer = lambda n: settings.model_copy(update={"max_num_tokens": n})  # noqa: E731
+        plans = lru_cache(lambda n: _plan(family, fewer(n), route, plan.ctx, samples, None))
         if limits and plans(limits[-1]).peak <= ctx.memory_budget:
             return plans(limits[bisect_left(limits, True, key=lambda n: plans(n).peak <= ctx.memory_budget)])
     raise OutOfBudgetError(_refusal(family, settings, plan, samples))

@@ -5,9 +5,10 @@
     python -m tests.benchmarks.gpu --tune                      # measures a new table for trellis_core/kernels/tuning.py
 
 Weights and inputs are random: no files are read. Times are medians of CUDA events after a warm-up; `share` is that of the
-matrix product's rate measured in the same run. Every row is measured three ways in turn: `ours`; `plain`, the same without
-kernels; and `reference`, where every call does everything anew, guided steps are two calls, attention is flash-attn if that
-is installed, and convolutions are FlexGEMM's or spconv's if these are.
+matrix product's rate measured in the same run. Flows are measured three ways in turn: `ours`; `plain`, the same without
+kernels; and `reference`, where every call does everything anew, guided steps are two calls, and attention is flash-attn if
+that is installed. Convolutions and decoders: `ours`, `plain`, and with FlexGEMM and spconv if these are installed. At the end
+the goals, with what was measured for each.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ from trellis_core.kernels import kernels, tuning, works_on
 from trellis_core.peak import PeakMeter
 from trellis_core.run import RunContext
 from trellis_core.sparse.conv import NeighborMap, _run_kernel, _taps, submanifold_conv3d
+from trellis_core.sparse.libraries import LIBRARIES, use_convolution
 
 from . import gpu_cases as cases
+from .gpu_goals import goals
 
 GUIDED, UNGUIDED = {"structure": 10, "shape": 9, "texture": 0}, {"structure": 2, "shape": 3, "texture": 12}
 """Steps of the usual settings inside and outside of the guidance interval: 22, 21 and 12 evaluations (spec F 4)."""
@@ -136,6 +139,7 @@ def measure_flows(bench: Bench, sizes: cases.Sizes, ceiling: float) -> None:
     jobs = [("structure", sizes.structure_side**3, short), *(("shape", n, short if i == 0 else long) for i, n in enumerate(sizes.tokens))]
     for stage, tokens, context in jobs:
         model = (cases.structure_flow if stage == "structure" else cases.flow)(sizes, bench.device)
+        weights = sum(p.nbytes for p in model.parameters())
         for way, (enter, prepared) in WAYS.items():
             with ExitStack() as stack:
                 enter(stack)
@@ -143,7 +147,7 @@ def measure_flows(bench: Bench, sizes: cases.Sizes, ceiling: float) -> None:
                 fast = way == "ours" and works_on(bench.device)
                 planned = activation_bytes(model.params, tokens, model.dtype, False, fast, device_type=bench.device.type, context=context)
                 found = make()
-                facts = {"tokens": tokens, "planned_bytes": planned}
+                facts = {"tokens": tokens, "planned_bytes": planned, "weights_bytes": weights}
                 cond = cases.flow_flops(params, tokens, context, project=not prepared)
                 neg = cases.flow_flops(params, tokens, context, project=not prepared, look=not prepared)
                 part = f"{stage} flow, {tokens:,} tokens"
@@ -219,20 +223,27 @@ def _tune(bench: Bench, nmap: NeighborMap, x: torch.Tensor, weight: torch.Tensor
 def measure_decoding(bench: Bench, sizes: cases.Sizes, ceiling: float) -> None:
     """The texture decoder, led to an analytic surface; the shape decoder does the same work."""
     decoder = cases.decoder(sizes, bench.device)
+    weights = sum(p.nbytes for p in decoder.parameters())
+    peers = [name for name in LIBRARIES if bench.gpu and find_spec(name) is not None]
     for grid in sizes.grids:
         coords, guides = cases.guides(sizes, grid)
-        rows = [len(logits) for logits in guides]
-        coords, guides = coords.to(bench.device), [logits.to(bench.device) for logits in guides]
-        rows.append(int((guides[-1] > 0).sum()))
+        rows = [*map(len, guides), int((guides[-1] > 0).sum())]
+        coords, guides = coords.to(bench.device), [logits.to(bench.device, decoder.dtype) for logits in guides]
         z = torch.randn(len(coords), sizes.decoder.latent_channels, device=bench.device)
-        for way, frugal in (("ours", False), ("frugal", True), ("plain", False)):
-            with kernels(way != "plain"):
-                ctx = RunContext(bench.device, frugal=frugal)
-                fast = way != "plain" and works_on(bench.device)
-                planned = sparse_decoder_bytes(sizes.decoder, rows, decoder.dtype, frugal, fast, bench.device.type)
-                facts = {"voxels": rows[-1], "planned_bytes": planned}
+        for way in ("ours", "frugal", "plain", *peers):
+            with kernels(way != "plain"), use_convolution(way if way in peers else "ours"):
+                ctx, fast = RunContext(bench.device, frugal=way == "frugal"), way != "plain" and works_on(bench.device)
+                facts = {"voxels": rows[-1], "weights_bytes": weights}
+                if way not in peers:
+                    planned = sparse_decoder_bytes(sizes.decoder, rows, decoder.dtype, ctx.frugal, fast, bench.device.type)
+                    facts["planned_bytes"] = planned
                 work = lambda: decoder(z, coords, guides, ctx=ctx)  # noqa: B023, E731
-                bench.row(f"decoder to {grid * 2 ** (len(rows) - 1)}^3", way, work, decoder_flops(sizes, rows), ceiling, **facts)
+                whole = lambda: decoder(z + 0, coords + 0, [logits + 0 for logits in guides], ctx=ctx)  # noqa: B023, E731
+                bench.row(_decoder_name(sizes, grid), way, work, decoder_flops(sizes, rows), ceiling, whole, **facts)
+
+
+def _decoder_name(sizes: cases.Sizes, grid: int) -> str:
+    return f"decoder to {grid * sizes.decoded}^3"
 
 
 def decoder_flops(sizes: cases.Sizes, rows: list[int]) -> float:
@@ -275,8 +286,11 @@ def main() -> None:
         measure_convolutions(bench, sizes, ceiling, tune=False)
     if options.only in (None, "decoder"):
         measure_decoding(bench, sizes, ceiling)
+    reached = goals(bench.rows, sizes.tokens, tuple(grid * sizes.decoded for grid in sizes.grids))
+    for goal in reached:
+        print(f"{'reached' if goal['reached'] else 'MISSED':8} {goal['goal']:70} {goal['measured']}")
     if options.json:
-        options.json.write_text(json.dumps({**facts, "rows": bench.rows}, indent=1) + "\n")
+        options.json.write_text(json.dumps({**facts, "rows": bench.rows, "goals": reached}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

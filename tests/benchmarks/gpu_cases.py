@@ -42,6 +42,11 @@ class Sizes:
     square: int
 
     @property
+    def decoded(self) -> int:
+        """Decoded voxels per latent voxel and axis."""
+        return 2 ** (len(self.decoder.num_blocks) - 1)
+
+    @property
     def structure(self) -> SparseStructureFlowParams:
         facts = {**vars(self.flow), "resolution": self.structure_side, "in_channels": 8, "out_channels": 8}
         return SparseStructureFlowParams(**facts)
