@@ -10,6 +10,7 @@ from tests.solid_objects import ball, decoded, rainbow
 from trellis_core.mesh.bake import Bake, bake, decide_alpha
 from trellis_core.mesh.fill import GapFiller
 from trellis_core.mesh.raster import Interpolator
+from trellis_core.mesh.surface import Surface
 from trellis_core.mesh.unwrap import Unwrap, texel_corners, unwrap
 from trellis_core.values import PbrVoxels
 
@@ -20,7 +21,7 @@ def baked(paint=rainbow, alpha_mode: str | None = None) -> tuple[Bake, Unwrap, t
     """A painted ball, its charts, and the place [K, 3] of each covered texel."""
     vertices, faces = ball(0.4, 3)
     _, voxels = decoded(vertices, faces, 32, paint)
-    flat = unwrap(vertices, faces, SIZE)
+    flat = unwrap(Surface.of(vertices, faces), SIZE)
     corners, points = texel_corners(flat.uvs, flat.faces, SIZE), torch.from_numpy(vertices[faces])
     result = bake(corners, points, flat.texels, voxels, SIZE, alpha_mode)
     return result, flat, Interpolator(corners, points)(flat.texels, SIZE)
@@ -54,7 +55,7 @@ def test_values_outside_the_range_are_clamped() -> None:
 
 def test_no_texel_is_black_even_far_from_voxels() -> None:
     vertices, faces = ball(0.4, 2)
-    flat = unwrap(vertices, faces, SIZE)
+    flat = unwrap(Surface.of(vertices, faces), SIZE)
     voxels = PbrVoxels(torch.tensor([[0, 0, 0]], dtype=torch.int32), torch.tensor([[0.5, 0.6, 0.7, 0, 1, 1]]), 64)
     corners, points = texel_corners(flat.uvs, flat.faces, SIZE), torch.from_numpy(vertices[faces])
     result = bake(corners, points, flat.texels, voxels, SIZE)

@@ -11,6 +11,7 @@ from trellis_core.errors import Cancelled, InputError
 from trellis_core.mesh.charts import ChartOptions, cut_charts
 from trellis_core.mesh.pack import pack_charts
 from trellis_core.mesh.raster import Interpolator, Texels, rasterise
+from trellis_core.mesh.surface import Surface
 from trellis_core.mesh.topology import face_areas, face_normals
 from trellis_core.mesh.unwrap import Unwrap, texel_corners, unwrap
 from trellis_core.run import RunContext
@@ -50,7 +51,7 @@ SURFACES = {"ball": ball, "torus": torus, "lumpy": lumpy, "cube": fine_cube, "he
 @pytest.mark.parametrize("name", SURFACES)
 def test_charts_fill_the_atlas_without_overlap_or_mirrors(name: str) -> None:
     vertices, faces = SURFACES[name]()
-    flat = unwrap(vertices, faces, SIZE)
+    flat = unwrap(Surface.of(vertices, faces), SIZE)
     assert flat.uvs.min() > 0 and flat.uvs.max() < 1
     np.testing.assert_array_equal(flat.source[flat.faces], faces)
     area = signed_uv_areas(flat)
@@ -62,8 +63,8 @@ def test_charts_fill_the_atlas_without_overlap_or_mirrors(name: str) -> None:
 
 
 def test_charts_keep_their_distance() -> None:
-    flat = unwrap(*lumpy(), SIZE, padding=4)
-    owner = torch.full((SIZE, SIZE), -1)
+    flat = unwrap(Surface.of(*lumpy()), SIZE, padding=4)
+    owner = torch.full((SIZE, SIZE), -1, dtype=torch.int32)
     owner.view(-1)[flat.texels.number] = torch.from_numpy(flat.chart)[flat.texels.face]
     for rows, columns in ((0, 1), (1, 0), (2, 2), (3, 0), (0, 3), (3, 2)):
         a, b = owner[rows:, columns:], owner[: SIZE - rows, : SIZE - columns]
@@ -71,7 +72,7 @@ def test_charts_keep_their_distance() -> None:
 
 
 def test_a_cube_has_six_charts_and_a_box_in_pieces_one_each() -> None:
-    chart, axis = cut_charts(*fine_cube())
+    chart, axis = cut_charts(Surface.of(*fine_cube()))
     assert len(axis) == 6
     assert sorted(np.abs(axis).max(1).round(6).tolist()) == [1.0] * 6
     normal = face_normals(*fine_cube())
@@ -80,7 +81,7 @@ def test_a_cube_has_six_charts_and_a_box_in_pieces_one_each() -> None:
 
 def test_every_axis_sees_its_faces_from_the_front() -> None:
     for surface in (lumpy(), torus(), helix()):
-        chart, axis = cut_charts(*surface)
+        chart, axis = cut_charts(Surface.of(*surface))
         normal = face_normals(*surface)
         normal /= np.linalg.norm(normal, axis=1, keepdims=True)
         assert (normal * axis[chart]).sum(1).min() > 0.03
@@ -89,29 +90,29 @@ def test_every_axis_sees_its_faces_from_the_front() -> None:
 def test_options_steer_the_charts() -> None:
     surface = lumpy()
     count = {
-        "default": len(cut_charts(*surface)[1]),
-        "narrow": len(cut_charts(*surface, ChartOptions(angle_threshold_deg=40))[1]),
-        "ragged": len(cut_charts(*surface, ChartOptions(smooth_strength=0))[1]),
+        "default": len(cut_charts(Surface.of(*surface))[1]),
+        "narrow": len(cut_charts(Surface.of(*surface), ChartOptions(angle_threshold_deg=40))[1]),
+        "ragged": len(cut_charts(Surface.of(*surface), ChartOptions(smooth_strength=0))[1]),
     }
     assert count["narrow"] > count["default"]
-    smooth = cut_charts(*surface)[0]
-    assert not np.array_equal(smooth, cut_charts(*surface, ChartOptions(refine_iterations=1))[0])
-    assert not np.array_equal(smooth, cut_charts(*surface, ChartOptions(smooth_strength=0))[0])
-    joined = cut_charts(*surface, ChartOptions(smooth_strength=0, global_iterations=10))[1]
+    smooth = cut_charts(Surface.of(*surface))[0]
+    assert not np.array_equal(smooth, cut_charts(Surface.of(*surface), ChartOptions(refine_iterations=1))[0])
+    assert not np.array_equal(smooth, cut_charts(Surface.of(*surface), ChartOptions(smooth_strength=0))[0])
+    joined = cut_charts(Surface.of(*surface), ChartOptions(smooth_strength=0, global_iterations=10))[1]
     assert len(joined) <= count["ragged"]
 
 
 def test_the_result_is_the_same_every_time() -> None:
-    first, second = unwrap(*lumpy(), SIZE), unwrap(*lumpy(), SIZE)
+    first, second = unwrap(Surface.of(*lumpy()), SIZE), unwrap(Surface.of(*lumpy()), SIZE)
     assert first.uvs.tobytes() == second.uvs.tobytes() and first.faces.tobytes() == second.faces.tobytes()
 
 
 def test_tiny_and_degenerate_surfaces_unwrap() -> None:
     triangle = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0]], np.float32)
-    flat = unwrap(triangle, np.array([[0, 1, 2]]), 64)
+    flat = unwrap(Surface.of(triangle, np.array([[0, 1, 2]])), 64)
     assert abs(signed_uv_areas(flat)).sum() > 0.3
     needle = np.array([[0, 0, 0], [1, 0, 0], [0.5, 0, 0], [0, 1, 0]], np.float32)
-    flat = unwrap(needle, np.array([[0, 2, 1], [0, 1, 3]]), 64)
+    flat = unwrap(Surface.of(needle, np.array([[0, 2, 1], [0, 1, 3]])), 64)
     assert np.isfinite(flat.uvs).all()
 
 
@@ -120,10 +121,10 @@ def test_ten_thousand_specks_fit_or_are_refused() -> None:
     place = np.random.default_rng(0).random((count, 1, 3)).astype(np.float32)
     corners = (place + 1e-3 * np.eye(3, dtype=np.float32)).reshape(-1, 3)
     faces = np.arange(len(corners)).reshape(-1, 3)
-    flat = unwrap(corners, faces, 256)
+    flat = unwrap(Surface.of(corners, faces), 256)
     assert len(flat.axis) == count and flat.overlap == 0
     with pytest.raises(InputError, match="texture_size"):
-        unwrap(corners, faces, 64)
+        unwrap(Surface.of(corners, faces), 64)
 
 
 def test_packing_long_and_mixed_shapes_does_not_overlap() -> None:
@@ -147,7 +148,7 @@ def test_packing_long_and_mixed_shapes_does_not_overlap() -> None:
 
 def test_unwrapping_stops_when_told() -> None:
     with pytest.raises(Cancelled):
-        unwrap(*lumpy(), SIZE, ctx=RunContext(is_cancelled=lambda: True))
+        unwrap(Surface.of(*lumpy()), SIZE, ctx=RunContext(is_cancelled=lambda: True))
 
 
 def brute_force_cover(corners: np.ndarray, size: int) -> set[tuple[int, int]]:
@@ -196,3 +197,21 @@ def test_interpolation_is_affine_inside_triangles() -> None:
 def test_corners_are_measured_in_texels() -> None:
     uvs = np.array([[0.5, 0.25], [1, 0], [0, 1]], np.float32)
     assert texel_corners(uvs, np.array([[0, 1, 2]]), 8)[0].tolist() == [[4, 2], [8, 0], [0, 8]]
+
+
+def test_charts_without_an_outline_find_a_place() -> None:
+    """A closed sliver without area between real charts."""
+    vertices, faces = ball(0.3, 2)
+    line = np.array([[0.4, 0.4, 0], [0.4, 0.4, 0.1], [0.4, 0.4, 0.2], [0.4, 0.4, 0.05]], np.float32)
+    closed = np.array([[0, 1, 2], [0, 2, 3], [0, 3, 1], [1, 3, 2]]) + len(vertices)
+    flat = unwrap(Surface.of(np.concatenate([vertices, line]), np.concatenate([faces, closed])), SIZE)
+    assert flat.uvs.min() > 0 and flat.uvs.max() < 1
+    assert flat.overlap == 0
+
+
+def test_thin_wires_across_space_do_not_need_a_huge_sketch() -> None:
+    rng = np.random.default_rng(5)
+    ends = rng.uniform(-0.5, 0.5, (300, 2, 3))
+    vertices = np.concatenate([ends, ends[:, :1] + 1e-5 * rng.normal(size=(300, 1, 3))], axis=1).reshape(-1, 3)
+    flat = unwrap(Surface.of(vertices.astype(np.float32), np.arange(900).reshape(-1, 3)), SIZE)
+    assert len(flat.axis) == 300 and 0 < flat.uvs.min() and flat.uvs.max() < 1

@@ -191,7 +191,7 @@ class _Skyline:
         np.maximum(window, np.minimum(roof, _OUT), out=window)
 
     def lowest(self, bottom: Array, height: int) -> tuple[float, int, int, int]:
-        """The best place for a chart with these lower profiles [2, W]: (score, which of the two, first column, its height there).
+        """The best place for a chart with lower profiles [2, W]: (score, which of the two, first column, its height there).
 
         The score, less is better, is the height that its top reaches plus the mean height of what it shuts in below.
         A coarse search over every 32nd part of the chart's width is refined around its best column.
@@ -216,7 +216,7 @@ class _Skyline:
 
 
 def _levels(tops: Array, bottom: Array, step: int, count: int) -> Array:
-    """How high charts with lower profiles [T, W] stand over every step-th of the columns `tops`, `count` times: int16 [T, count].
+    """How high charts with lower profiles [T, W] stand over every step-th of `count` columns `tops`: int16 [T, count].
 
     Column place * step + across of the atlas lies at [across % step, place + across // step], so that neighbouring places
     lie side by side in memory.
@@ -262,15 +262,17 @@ class _Pose:
         width = extent[:, 0] + 2 * padding
         first = np.cumsum(width) - width
         bottom, top = _profiles(outlines, scale, extent, first + padding, int(width.sum()))
+        chart = np.repeat(np.arange(len(width)), width)
+        height, column = extent[chart, 1], np.arange(len(chart)) - first[chart]
+        bare = (bottom > top) & (column >= padding) & (column < (width - padding)[chart])  # charts without an outline
+        bottom[bare], top[bare] = 0, height[bare]
         floor, roof = bottom.copy(), top.copy()
         for shift in range(1, padding + 1):
             floor[shift:] = np.minimum(floor[shift:], bottom[:-shift])
             floor[:-shift] = np.minimum(floor[:-shift], bottom[shift:])
             roof[shift:] = np.maximum(roof[shift:], top[:-shift])
             roof[:-shift] = np.maximum(roof[:-shift], top[shift:])
-        chart = np.repeat(np.arange(len(width)), width)
-        mirrored = (2 * first + width - 1)[chart] - np.arange(len(chart))
-        height = extent[chart, 1]
+        mirrored = (first + width - 1)[chart] - column
         floors = np.stack([bottom, height - top[mirrored]]).clip(-_OUT // 2, _OUT // 2).astype(np.int16)
         roofs = np.stack([roof, height - floor[mirrored]]).clip(-_OUT // 2, _OUT // 2).astype(np.int16) + np.int16(padding)
         return cls(floors, roofs, first, extent[:, 0], padding)

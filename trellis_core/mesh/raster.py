@@ -26,7 +26,7 @@ class Texels:
     face: Tensor
 
 
-def rasterise(corners: Tensor, size: int, ctx: RunContext = QUIET) -> Iterator[Texels]:
+def rasterise(corners: Tensor, size: int, ctx: RunContext = QUIET, height: int | None = None) -> Iterator[Texels]:
     """Yield the texels that triangles cover, some at a time, in face order.
 
     A texel belongs to a triangle if its centre (column + 0.5, row + 0.5) lies inside. Spans are half open and both
@@ -36,48 +36,56 @@ def rasterise(corners: Tensor, size: int, ctx: RunContext = QUIET) -> Iterator[T
         corners: float32 [F, 3, 2] texel coordinates (column, row).
         size: texels along a side; what lies outside is left out.
         ctx: told the progress.
+        height: rows, if they are not as many as the columns.
     """
+    height = height or size
     if not len(corners):
         return
     by_row = corners.gather(1, corners[..., 1].argsort(dim=1)[..., None].expand(-1, -1, 2))
-    first = torch.ceil(by_row[:, 0, 1] - 0.5).clamp(0, size)
-    rows = (torch.ceil(by_row[:, 2, 1] - 0.5).clamp(0, size) - first).long()
+    low, middle, high = by_row.unbind(1)
+    lines = [_line(low, high), torch.stack([_line(low, middle), _line(middle, high)], dim=1).view(-1, 3)]
+    first = torch.ceil(low[:, 1] - 0.5).clamp(0, height)
+    rows = (torch.ceil(high[:, 1] - 0.5).clamp(0, height) - first).long()
     ends = rows.cumsum(0)
     done = 0
     while done < len(corners):
         ctx.report(done / len(corners))
         before = int(ends[done - 1]) if done else 0
         stop = max(int(torch.searchsorted(ends, before + _SPANS, right=True)), done + 1)
-        yield _spans(by_row[done:stop], first[done:stop], rows[done:stop], done, size)
+        some = slice(done, stop)
+        yield _spans(lines[0][some], lines[1][2 * done : 2 * stop], middle[some, 1], first[some], rows[some], done, size)
         done = stop
     ctx.report(1.0)
 
 
-def _spans(by_row: Tensor, first: Tensor, rows: Tensor, offset: int, size: int) -> Texels:
-    tri, nth = _ragged(rows)
-    row = first[tri] + nth
-    centre = row + 0.5
-    low, middle, high = by_row.unbind(1)
-    upper = centre < middle[tri, 1]
-    long = _crossing(low, high, tri, centre)
-    short = torch.where(upper, _crossing(low, middle, tri, centre), _crossing(middle, high, tri, centre))
-    begin = torch.ceil(torch.minimum(long, short) - 0.5).clamp_(0, size)
-    end = torch.ceil(torch.maximum(long, short) - 0.5).clamp_(0, size)
-    span, step = _ragged((end - begin).long())
-    number = (row.long() * size + begin.long())[span] + step
-    return Texels(number, tri[span] + offset)
-
-
-def _crossing(a: Tensor, b: Tensor, tri: Tensor, y: Tensor) -> Tensor:
-    """Column where the line from a to b (float32 [F, 2], a above) crosses row height y [N] of triangle tri [N]."""
+def _line(a: Tensor, b: Tensor) -> Tensor:
+    """Of lines from a to b, float32 [F, 2] with a above: column and row of a, columns per row [F, 3]."""
     slope = (b[:, 0] - a[:, 0]) / (b[:, 1] - a[:, 1]).clamp_min(1e-12)
-    return a[tri, 0] + (y - a[tri, 1]) * slope[tri]
+    return torch.cat([a, slope[:, None]], dim=1)
 
 
-def _ragged(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Like `ragged.ragged`, for tensors."""
+def _spans(long: Tensor, short: Tensor, middle: Tensor, first: Tensor, rows: Tensor, offset: int, size: int) -> Texels:
+    """Texels of triangles [F] between their longest side [F, 3] and the others [2 F, 3], which meet at row `middle` [F]."""
+    tri, row = _ragged(rows, first)
+    centre = row + 0.5
+    other = 2 * tri + (centre >= middle.index_select(0, tri))
+    left, right = _crossing(long.index_select(0, tri), centre), _crossing(short.index_select(0, other), centre)
+    begin = torch.ceil(torch.minimum(left, right) - 0.5).clamp_(0, size)
+    count = (torch.ceil(torch.maximum(left, right) - 0.5).clamp_(0, size) - begin).long()
+    number = _ragged(count, row.long() * size + begin.long())[1]
+    return Texels(number, torch.repeat_interleave(tri + offset, count))
+
+
+def _crossing(line: Tensor, y: Tensor) -> Tensor:
+    """Column [N] where lines [N, 3] cross row heights y [N]."""
+    return line[:, 0] + (y - line[:, 1]) * line[:, 2]
+
+
+def _ragged(counts: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+    """For rows with `counts` [N] items that are numbered from `first` [N] on: row and number of every item."""
     row = torch.repeat_interleave(counts)
-    return row, torch.arange(len(row), device=counts.device) - (counts.cumsum(0) - counts)[row]
+    before = counts.cumsum(0) - counts
+    return row, torch.arange(len(row), device=counts.device) + (first - before).index_select(0, row)
 
 
 class Interpolator:

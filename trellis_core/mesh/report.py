@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from .topology import Array, edges, face_components
+from .topology import Array, Edges, blocks, edges, face_components, manifold_pairs, same_direction, stable_order
 
 TEXTURE_SIZES = (1024, 2048, 4096, 8192)
 _FEW_TEXELS = 4
@@ -116,20 +116,23 @@ class AssetReport:
         return f"Atlas of {self.texture_size} px too small for {_short(self.faces)} triangles: {advice}."
 
 
-def surface_facts(vertices: Array, faces: Array) -> dict[str, object]:
-    """The report's fields about a surface float32 [V, 3], int [F, 3]."""
-    found = edges(faces)
-    directed = np.stack([faces, np.roll(faces, -1, axis=1)], axis=-1).reshape(-1, 2).astype(np.int64)
-    key = directed[:, 0] * (len(vertices) + 1) + directed[:, 1]
-    a, b, c = (vertices[faces[:, k]].astype(np.float64) for k in range(3))
+def surface_facts(vertices: Array, faces: Array, found: Edges | None = None) -> dict[str, object]:
+    """The report's fields about a surface float32 [V, 3], int [F, 3], whose edges may be known."""
+    found = found or edges(faces)
+    pairs = manifold_pairs(found)[1].T
+    points = np.ascontiguousarray(vertices.T, np.float64)
+    volume = 0.0
+    for rows in blocks(len(faces)):
+        (ax, ay, az), (bx, by, bz), (cx, cy, cz) = (points.take(faces[rows, k], axis=1) for k in range(3))
+        volume += float((ax * (by * cz - bz * cy) + ay * (bz * cx - bx * cz) + az * (bx * cy - by * cx)).sum()) / 6
     return {
         "vertices": len(vertices),
         "faces": len(faces),
         "components": int(face_components(faces, found).max()) + 1,
         "boundary_edges": int((found.counts == 1).sum()),
         "non_manifold_edges": int((found.counts > 2).sum()),
-        "watertight": bool((found.counts == 2).all()) and len(np.unique(key)) == len(key),
-        "volume": float((np.cross(a, b) * c).sum() / 6),
+        "watertight": pairs.shape[1] == len(found.counts) and not same_direction(faces, *pairs).any(),
+        "volume": volume,
     }
 
 
@@ -139,32 +142,41 @@ def stretch(vertices: Array, faces: Array, uvs: Array) -> dict[str, float]:
     The map from texture to surface stretches each triangle by its two singular values s1 >= s2. Quantiles are weighted by
     area: of s1 / s2, and of s1 over the root mean square of all singular values (Sander et al. 2001's L-infinity, normalised).
     """
-    points, flat = vertices[faces].astype(np.float64), uvs[faces].astype(np.float64)
-    e1, e2 = points[:, 1] - points[:, 0], points[:, 2] - points[:, 0]
-    (u1, v1), (u2, v2) = (flat[:, 1] - flat[:, 0]).T, (flat[:, 2] - flat[:, 0]).T
-    det = u1 * v2 - u2 * v1
-    area = np.linalg.norm(np.cross(e1, e2), axis=1)
-    good = (np.abs(det) > 1e-16) & (area > 1e-16)
-    if not good.any():
+    columns = np.ascontiguousarray(np.concatenate([vertices, uvs], axis=1).T, np.float64)
+    most, ratio, weight = (np.empty(len(faces)) for _ in range(3))
+    total = 0.0
+    for rows in blocks(len(faces)):
+        a, b, c = (columns.take(faces[rows, k], axis=1) for k in range(3))
+        (*e1, u1, v1), (*e2, u2, v2) = b - a, c - a
+        p, q, r = (sum(x * y for x, y in zip(*pair, strict=True)) for pair in ((e1, e1), (e1, e2), (e2, e2)))
+        area, det = np.sqrt(np.maximum(p * r - q * q, 0)), u1 * v2 - u2 * v1
+        good = (np.abs(det) > 1e-16) & (area > 1e-16)
+        inverse = np.divide(1, det * det, out=np.zeros_like(det), where=good)
+        # The first fundamental form of the map from texture to surface, and its eigenvalues.
+        uu = (p * v2 * v2 - 2 * q * v1 * v2 + r * v1 * v1) * inverse
+        vv = (p * u2 * u2 - 2 * q * u1 * u2 + r * u1 * u1) * inverse
+        uv = (q * (u1 * v2 + u2 * v1) - p * u2 * v2 - r * u1 * v1) * inverse
+        middle, spread = (uu + vv) / 2, np.sqrt(((uu - vv) / 2) ** 2 + uv * uv)
+        most[rows] = np.sqrt(middle + spread)
+        ratio[rows] = most[rows] / np.sqrt(np.maximum(middle - spread, 1e-30))
+        weight[rows] = area * good
+        total += float((middle * weight[rows]).sum())
+    if not weight.any():
         return {"aniso_median": 1.0, "aniso_95": 1.0, "stretch_99": 1.0}
-    inverse = np.divide(1, det, out=np.zeros_like(det), where=good)[:, None]
-    along_u, along_v = (e1 * v2[:, None] - e2 * v1[:, None]) * inverse, (e2 * u1[:, None] - e1 * u2[:, None]) * inverse
-    a, b, c = (along_u**2).sum(1), (along_u * along_v).sum(1), (along_v**2).sum(1)
-    spread = np.sqrt(((a - c) / 2) ** 2 + b**2)
-    most, least = np.sqrt((a + c) / 2 + spread), np.sqrt(np.maximum((a + c) / 2 - spread, 1e-30))
-    weight = area * good
-    mean = np.sqrt(((a + c) / 2 * weight).sum() / weight.sum())
-    order = np.argsort(most / least, kind="stable")
+    median, high = _quantiles(ratio, weight, 0.5, 0.95)
     return {
-        "aniso_median": _quantile((most / least)[order], weight[order], 0.5),
-        "aniso_95": _quantile((most / least)[order], weight[order], 0.95),
-        "stretch_99": _quantile(np.sort(most / mean), weight[np.argsort(most / mean)], 0.99),
+        "aniso_median": median,
+        "aniso_95": high,
+        "stretch_99": _quantiles(most, weight, 0.99)[0] / float(np.sqrt(total / weight.sum())),
     }
 
 
-def _quantile(ascending: Array, weight: Array, share: float) -> float:
-    total = np.cumsum(weight)
-    return float(ascending[min(np.searchsorted(total, share * total[-1]), len(total) - 1)])
+def _quantiles(values: Array, weight: Array, *shares: float) -> list[float]:
+    """Weighted quantiles of positive values [N]."""
+    bits = values.astype(np.float32).view(np.int32).astype(np.int64)  # positive floats are ordered like their bits
+    order, _ = stable_order(bits)
+    total = np.cumsum(weight[order])
+    return [float(values[order[min(np.searchsorted(total, share * total[-1]), len(total) - 1)]]) for share in shares]
 
 
 def _count(number: int, word: str) -> str:

@@ -23,6 +23,7 @@ from .normals import chart_normals
 from .occlusion import ambient_occlusion
 from .raster import Interpolator, Texels
 from .report import surface_facts
+from .surface import Surface
 from .tangents import to_tangent_space, vertex_tangents
 from .topology import Array
 from .unwrap import Unwrap, texel_corners, unwrap
@@ -109,8 +110,9 @@ def make_skin(
             settings.uv_unwrap_global_iterations,
             settings.uv_unwrap_smooth_strength,
         )
-        flat = unwrap(vertices, faces, size, options, max(PADDING, size // 1024), ctx)
-        normals = chart_normals(vertices, faces, flat.faces, flat.source)
+        surface = Surface.of(vertices, faces)
+        flat = unwrap(surface, size, options, max(PADDING, size // 1024), ctx)
+        normals = chart_normals(surface, flat.faces, flat.source)
     with step("bake", 0.4, 0.9 if detail is None else 0.7) as ctx:
         corners, points = texel_corners(flat.uvs, flat.faces, size), torch.from_numpy(vertices[faces])
         mode = None if settings.alpha_mode == "auto" else settings.alpha_mode
@@ -126,7 +128,7 @@ def make_skin(
             normal_map, occlusion = maps.bake(detail, ctx.part(0.4, 1.0))
             if occlusion is not None:
                 material = torch.cat([occlusion[..., None], material[..., 1:]], dim=2)
-    facts = surface_facts(vertices, faces)
+    facts = surface_facts(vertices, faces, surface.found)
     part = Part(
         vertices[flat.source],
         flat.faces,

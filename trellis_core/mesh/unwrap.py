@@ -12,12 +12,15 @@ from ..run import QUIET, RunContext
 from .charts import ChartOptions, basis, chart_axes, cut_charts, split
 from .pack import pack_charts
 from .raster import Texels, rasterise
-from .topology import Array, edges, face_normals, manifold_pairs
+from .surface import Surface
+from .topology import Array, blocks, stable_order
 
 _ANGLES = 16
-_OVERLAP = 2e-4
-"""Share of covered texels that may be covered twice before the folds that cause it are cut off."""
+_OVERLAP = 1e-4
+"""Share of texels that may be covered twice before the folds that cause it are cut off."""
 _UNFOLD_ROUNDS = 4
+_SKETCH, _FILL = 0.6, 0.6
+"""Scale at which folds are looked for, against that in the atlas; and the share of the atlas that charts usually reach."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,7 @@ class Unwrap:
 
 
 def unwrap(
-    vertices: Array,
-    faces: Array,
+    surface: Surface,
     size: int,
     options: ChartOptions = ChartOptions(),
     padding: int = 2,
@@ -53,8 +55,7 @@ def unwrap(
     """Cut, flatten and pack a surface into a square atlas.
 
     Args:
-        vertices: float32 [V, 3].
-        faces: int32 [F, 3], consistently wound, F >= 1.
+        surface: with F >= 1 faces.
         size: texels along a side of the atlas.
         options: see `ChartOptions`.
         padding: texels kept free between charts at `size`.
@@ -63,43 +64,32 @@ def unwrap(
     Raises:
         InputError: more charts than the atlas has room for.
     """
-    chart, axis = cut_charts(vertices, faces, options, ctx.part(0.0, 0.3, "unwrap"))
-    scale = None
-    for round_ in range(_UNFOLD_ROUNDS + 1):
-        part = ctx.part(1 - 0.7 / 2**round_, 1 - 0.35 / 2**round_, "unwrap")
-        flat, scale = _lay_out(vertices, faces, chart, axis, size, padding, part, scale)
-        if flat.overlap <= _OVERLAP * len(flat.texels.number) or round_ == _UNFOLD_ROUNDS:
+    chart, axis = cut_charts(surface, options, ctx.part(0.0, 0.3, "unwrap"))
+    for round_ in range(_UNFOLD_ROUNDS):
+        folded = _folded(surface, chart, axis, size, ctx.part(0.3 + 0.05 * round_, 0.35 + 0.05 * round_, "unwrap"))
+        if not folded.any():
             break
-        pair = manifold_pairs(edges(faces))[1] // 3
-        chart = split(pair[:, 0], pair[:, 1], chart, _behind(vertices, faces, flat))
-        axis = chart_axes(face_normals(vertices.astype(np.float64), faces), chart)
+        chart = split(surface, chart, folded)
+        axis = chart_axes(surface, chart)
+    flat = _lay_out(surface, chart, axis, size, padding, ctx.part(0.5, 1.0, "unwrap"))
     ctx.report(1.0)
     return flat
 
 
-def _lay_out(
-    vertices: Array,
-    faces: Array,
-    chart: Array,
-    axis: Array,
-    size: int,
-    padding: int,
-    ctx: RunContext,
-    scale: float | None,
-) -> tuple[Unwrap, float]:
-    """Project charts [F] along their axes [C, 3], pack (at this scale if they fit) and rasterise them."""
-    new_faces, source, owner = _open(faces, chart)
-    right, down = basis(axis)
-    points = vertices[source].astype(np.float64)
-    flat = np.stack([(points * side[owner]).sum(1) for side in (right, down)], axis=1)
+def _lay_out(surface: Surface, chart: Array, axis: Array, size: int, padding: int, ctx: RunContext) -> Unwrap:
+    """Project charts [F] along their axes [C, 3], pack and rasterise them."""
+    faces, source, owner = _open(surface.faces, chart, len(surface.vertices))
+    points = surface.vertices[source].T.astype(np.float64)
+    flat = np.stack([(points * side.T.take(owner, axis=1)).sum(0) for side in basis(axis)], axis=1)
+    rim = _rim(surface, faces, chart)
     part = ctx.part(0.0, 0.8, "unwrap")
-    texels, scale = pack_charts(_turn(flat, owner), owner, _rim(new_faces), size, padding, part, scale)
+    texels = pack_charts(_turn(flat, owner, rim), owner, rim, size, padding, part)[0]
     uvs = (texels / size).astype(np.float32)
-    parts = list(rasterise(texel_corners(uvs, new_faces, size), size, ctx.part(0.8, 1.0, "unwrap")))
+    parts = list(rasterise(texel_corners(uvs, faces, size), size, ctx.part(0.8, 1.0, "unwrap")))
     covered = Texels(torch.cat([part.number for part in parts]), torch.cat([part.face for part in parts]))
     once = torch.zeros(size * size, dtype=torch.bool)
     once[covered.number] = True
-    return Unwrap(new_faces, source, uvs, chart, axis, covered, len(covered.number) - int(once.sum())), scale
+    return Unwrap(faces, source, uvs, chart, axis, covered, len(covered.number) - int(once.sum()))
 
 
 def texel_corners(uvs: Array, faces: Array, size: int) -> Tensor:
@@ -107,43 +97,98 @@ def texel_corners(uvs: Array, faces: Array, size: int) -> Tensor:
     return torch.from_numpy(uvs[faces]) * size
 
 
-def _behind(vertices: Array, faces: Array, flat: Unwrap) -> Array:
-    """Faces bool [F] that share a texel with one in front of them, seen along the axis of their chart."""
-    depth = (vertices[faces].mean(1) * flat.axis[flat.chart]).sum(1)
-    rank = torch.empty(len(faces), dtype=torch.int64)
-    rank[torch.from_numpy(np.argsort(depth, kind="stable"))] = torch.arange(len(faces))
-    number, face = flat.texels.number, flat.texels.face
-    front = torch.full((int(number.max()) + 1,), -1).scatter_reduce_(0, number, rank[face], "amax")
-    behind = torch.zeros(len(faces), dtype=torch.bool)
-    behind[face[rank[face] < front[number]]] = True
-    return behind.numpy()
+def _folded(surface: Surface, chart: Array, axis: Array, size: int, ctx: RunContext) -> Array:
+    """Faces bool [F] that lie behind others of their chart, seen along its axis; none while they are few.
+
+    All charts are drawn side by side, at a coarser scale than in an atlas of `size`.
+    """
+    right, down = (np.ascontiguousarray(view.T) for view in basis(axis))
+    points = np.ascontiguousarray(surface.vertices.T, np.float64)
+    corners = np.empty((len(chart), 3, 2), np.float32)
+    for rows in blocks(len(chart)):
+        views = [view.take(chart[rows], axis=1) for view in (right, down)]
+        for k in range(3):
+            corner = points.take(surface.faces[rows, k], axis=1)
+            corners[rows, k] = np.stack([(corner * view).sum(0) for view in views], axis=1)
+    low, high = np.full((len(axis), 2), np.inf, np.float32), np.full((len(axis), 2), -np.inf, np.float32)
+    for k in range(2):
+        np.minimum.at(low[:, k], chart, corners[:, :, k].min(1))
+        np.maximum.at(high[:, k], chart, corners[:, :, k].max(1))
+    box = high.astype(np.float64) - low
+    area = float((surface.area * surface.facing(axis, chart)).sum())
+    scale = _SKETCH * size * min(np.sqrt(_FILL / max(area, 1e-300)), 1 / box.max(), np.sqrt(2 / box.prod(1).sum().clip(1e-300)))
+    corner, width, height = _in_rows(np.ceil(scale * box).astype(np.int64) + 1, size)
+    corners -= low[chart][:, None]
+    corners *= np.float32(scale)
+    corners += corner.astype(np.float32)[chart][:, None]
+    parts = list(rasterise(torch.from_numpy(corners), width, ctx, height))
+    number, face = torch.cat([part.number for part in parts]), torch.cat([part.face for part in parts])
+    crowded = torch.bincount(number, minlength=1)[number] > 1
+    number, face = number[crowded].numpy(), face[crowded].numpy()
+    folded = np.zeros(len(chart), bool)
+    if len(face) > 2 * _OVERLAP * len(crowded):
+        centre = surface.vertices[surface.faces[face]].mean(1)
+        depth = (centre * axis[chart[face]]).sum(1)
+        order = np.lexsort((face, -depth, number))
+        folded[face[order][1:][number[order][1:] == number[order][:-1]]] = True
+    return folded
 
 
-def _open(faces: Array, chart: Array) -> tuple[Array, Array, Array]:
-    """Give every chart its own vertices: (faces int32, old vertex int64 [W], chart int64 [W]), grouped by chart."""
-    span = int(faces.max()) + 1
-    key = chart[:, None] * span + faces
-    unique, inverse = np.unique(key, return_inverse=True)
-    return inverse.reshape(-1, 3).astype(np.int32), unique % span, unique // span
+def _in_rows(extent: Array, width: int) -> tuple[Array, int, int]:
+    """Stand boxes [C, 2] in rows, the highest first: corner [C, 2] of each, and the sides of the whole."""
+    order = np.argsort(-extent[:, 1], kind="stable")
+    wide, tall = extent[order].T
+    row, x = np.divmod(np.cumsum(wide) - wide, width)
+    tallest = np.maximum.reduceat(tall, np.searchsorted(row, np.unique(row)))
+    y = (np.cumsum(tallest) - tallest)[np.unique(row, return_inverse=True)[1].reshape(-1)]
+    corner = np.empty_like(extent)
+    corner[order] = np.stack([x, y], axis=1)
+    return corner, width + int(wide.max()), int(tallest.sum())
 
 
-def _rim(faces: Array) -> Array:
-    """Edges [B, 2] with a face on one side only: the outlines of charts that have their own vertices."""
-    sides = np.stack([faces, np.roll(faces, -1, axis=1)], axis=-1).reshape(-1, 2).astype(np.int64)
-    key = sides.min(1) * (int(faces.max()) + 1) + sides.max(1)
-    order = np.argsort(key, kind="stable")
-    opens = np.ones(len(key) + 1, bool)
-    opens[1:-1] = key[order[1:]] != key[order[:-1]]
-    return sides[order[opens[:-1] & opens[1:]]]
+def _open(faces: Array, chart: Array, count: int) -> tuple[Array, Array, Array]:
+    """Give every chart its own of the `count` vertices: (faces int32, old vertex int64 [W], chart int64 [W]), by chart."""
+    home = np.full(count, -1, np.int32)  # one of the charts around each vertex; the others get copies
+    for k in range(3):
+        home[faces[:, k]] = chart
+    away = [np.flatnonzero(home.take(faces[:, k]) != chart) for k in range(3)]
+    key = np.concatenate([chart[rows] * np.int64(count) + faces[rows, k] for k, rows in enumerate(away)])
+    copies, inverse = np.unique(key, return_inverse=True)
+    used = np.flatnonzero(home >= 0)
+    owner, source = np.concatenate([home[used], copies // count]), np.concatenate([used, copies % count])
+    order, owner = stable_order(owner.astype(np.int64))
+    rank = np.empty(len(order), np.int32)
+    rank[order] = np.arange(len(order))
+    number = np.empty(count, np.int32)
+    number[used] = rank[: len(used)]
+    result = number.take(faces)
+    copied = np.split(rank[len(used) + inverse.reshape(-1)], np.cumsum([len(rows) for rows in away])[:-1])
+    for k, rows in enumerate(away):
+        result[rows, k] = copied[k]
+    return result, source[order], owner
 
 
-def _turn(flat: Array, owner: Array) -> Array:
+def _rim(surface: Surface, faces: Array, chart: Array) -> Array:
+    """Edges int32 [B, 2] of opened faces along the outlines of their charts."""
+    parts = []
+    for k, across in enumerate(surface.across):
+        rows = np.flatnonzero((across == np.arange(len(chart))) | (chart.take(across) != chart))
+        parts.append(np.stack([faces[rows, k], faces[rows, (k + 1) % 3]], axis=1))
+    return np.concatenate(parts)
+
+
+def _turn(flat: Array, owner: Array, rim: Array) -> Array:
     """Turn every chart so that its bounding box is smallest, upright, with its corner at the origin."""
-    start = np.searchsorted(owner, np.arange(int(owner.max()) + 1))
+    outer = np.zeros(len(flat), bool)
+    outer[rim] = True
+    outer[1:] |= owner[1:] != owner[:-1]  # one point at least of charts without an outline
+    outer[0] = True
+    outer = np.flatnonzero(outer)
+    start = np.searchsorted(owner[outer], np.arange(int(owner.max()) + 1))
     angle = np.arange(_ANGLES) * (np.pi / 2 / _ANGLES)
     boxes = []
     for cosine, sine in zip(np.cos(angle), np.sin(angle), strict=True):
-        turned = flat @ np.array([[cosine, sine], [-sine, cosine]])
+        turned = flat[outer] @ np.array([[cosine, sine], [-sine, cosine]])
         boxes.append(np.maximum.reduceat(turned, start) - np.minimum.reduceat(turned, start))
     boxes = np.stack(boxes)
     best = boxes.prod(2).argmin(0)
@@ -152,4 +197,4 @@ def _turn(flat: Array, owner: Array) -> Array:
     cosine, sine = np.cos(turn)[owner], np.sin(turn)[owner]
     x, y = flat.T
     flat = np.stack([x * cosine - y * sine, x * sine + y * cosine], axis=1)
-    return flat - np.minimum.reduceat(flat, start)[owner]
+    return flat - np.minimum.reduceat(flat[outer], start)[owner]
