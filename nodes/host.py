@@ -166,8 +166,6 @@ class Networks:
 
     @contextmanager
     def __call__(self, network: NetworkFile, ctx: RunContext, rows: int, loras: Sequence[Use] = ()) -> Iterator[nn.Module]:
-        from ..trellis_core.footprint import activation_bytes  # knows every kind of network: not at the host's start
-
         key = network, network.file.stat().st_mtime_ns
         patcher = self._kept.get(key) or _read(network, ctx)
         self._keep(key, patcher)
@@ -175,9 +173,8 @@ class Networks:
         self._held.append(patcher)
         try:
             model = patcher.model
-            dtype = getattr(model, "dtype", torch.float32)
-            needed = activation_bytes(model.params, rows, dtype, device_type=ctx.device.type)
-            mm.load_models_gpu(list(self._held), memory_required=needed)  # all that are in use, lest one drives another out
+            # All that are in use, lest one drives another out.
+            mm.load_models_gpu(list(self._held), memory_required=_needed(model, rows, ctx.device))
             _bring_along(model, ctx.device)
             ctx.report(1.0)
             yield model
@@ -205,6 +202,16 @@ class Networks:
 
 
 _networks = Networks()
+
+
+def _needed(model: nn.Module, rows: int, device: torch.device) -> int:
+    """Bytes that the host should keep free beside the weights."""
+    if device.type == "cpu":
+        return 0  # where it frees none
+    from ..trellis_core.footprint import activation_bytes  # knows every kind of network: not at the host's start
+
+    step = 1 << max(0, rows.bit_length() - 4)  # rounded up, so that what is found once serves the next objects too
+    return activation_bytes(model.params, -(-rows // step) * step, getattr(model, "dtype", torch.float32))
 
 
 def _patched(patcher: Any, loras: Sequence[Use]) -> Any:

@@ -160,7 +160,6 @@ def _dense_decoder_bytes(params: SparseStructureDecoderParams, dtype: torch.dtyp
     return meter.peak / side**3
 
 
-@torch.no_grad()
 def sparse_decoder_bytes(
     params: SparseUnetVaeDecoderParams,
     rows: list[int],
@@ -169,10 +168,24 @@ def sparse_decoder_bytes(
     kernels: bool = False,
     device_type: str = "cuda",
 ) -> int:
-    """As `activation_bytes`, for a sparse decoder with these rows on its levels, coarse to fine."""
-    model = SparseUnetVaeDecoder(
-        replace(params, num_blocks=tuple(min(1, count) for count in params.num_blocks)), device=META, dtype=dtype
-    )
+    """As `activation_bytes`, for a sparse decoder with these rows on its levels, coarse to fine.
+
+    One that is led from level to level and one that finds its own way hold the same.
+    """
+    blocks = tuple(min(1, count) for count in params.num_blocks)
+    led = SparseUnetVaeDecoderParams(
+        params.model_channels, params.latent_channels, blocks, out_channels=max(7, params.out_channels), pred_subdiv=False,
+        up_block_type=params.up_block_type,
+    )  # fmt: skip
+    return _led_decoder_bytes(led, tuple(rows), dtype, frugal, kernels, device_type)
+
+
+@lru_cache(maxsize=256)
+@torch.no_grad()
+def _led_decoder_bytes(
+    params: SparseUnetVaeDecoderParams, rows: tuple[int, ...], dtype: torch.dtype, frugal: bool, kernels: bool, device_type: str
+) -> int:
+    model = SparseUnetVaeDecoder(params, device=META, dtype=dtype)
     with PeakMeter() as meter, rehearsing(device_type, kernels):
         rehearse(model, rows, RunContext(META, frugal=frugal))
     return meter.peak

@@ -7,7 +7,7 @@ surfaces give on average, so that the very code that will run can be metered bef
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -112,8 +112,8 @@ class _Plan(ResamplePlan):
         return slice(round(parents.start * each), round(parents.stop * each))
 
 
-def rehearse(model: SparseUnetVaeDecoder, rows: list[int], ctx: RunContext) -> None:
-    """Run `model`, which is on the meta device, with `rows` voxels on each of its levels, coarse to fine."""
+def rehearse(model: SparseUnetVaeDecoder, rows: Sequence[int], ctx: RunContext) -> None:
+    """Run `model`, on the meta device, led through `rows` voxels on its levels, coarse to fine."""
     meta = torch.device("meta")
     finer = iter(rows[1:])
 
@@ -129,8 +129,6 @@ def rehearse(model: SparseUnetVaeDecoder, rows: list[int], ctx: RunContext) -> N
     model._enter, model._subdivide = enter, subdivide
     coords = torch.empty(rows[0], 4, dtype=torch.int32, device=meta)
     z = torch.empty(rows[0], model.params.latent_channels, device=meta)
-    guides = None
-    if not model.params.pred_subdiv:
-        guides = [torch.empty(count, 8, dtype=model.dtype, device=meta) for count in rows[:-1]]
+    guides = [torch.empty(count, 8, dtype=model.dtype, device=meta) for count in rows[:-1]]
     with Answers(in_order=False):
         model.decode(z, coords, guides, ctx=ctx)
