@@ -25,13 +25,16 @@ from torch import nn
 
 from ..trellis_core.errors import InputError, WeightsError
 from ..trellis_core.family import BUNDLED, Family, load_family
-from ..trellis_core.lora.apply import Use, change_of, collect
+from ..trellis_core.lora.apply import Use, applied, change_of, collect
 from ..trellis_core.lora.source import BUNDLED as BUNDLED_LORAS
 from ..trellis_core.run import RunContext
 from ..trellis_core.weights import NetworkFile
 
 WEIGHTS = "trellis2"
 """Our folder in models/, and our key in extra_model_paths.yaml."""
+
+PRECISIONS = ("int8", "fp8")
+"""What flow networks can be rounded to; as `trellis_core.lowbit` has them."""
 
 NATIVE = ("diffusion_models", "vae", "clip_vision")
 """Where the host's own TRELLIS.2 files lie; the family's name is that of the first's file."""
@@ -87,8 +90,10 @@ def _families() -> dict[str, Path]:
     return found
 
 
-def open_family(name: str) -> Family:
+def open_family(name: str, precision: str | None = None) -> Family:
     """Find and check a family of `family_names`; its networks will live under the host's memory manager.
+
+    `precision` is one of PRECISIONS, to round flow networks to, or None.
 
     Raises:
         WeightsError: it is not there (any more), damaged or incomplete.
@@ -100,7 +105,7 @@ def open_family(name: str) -> Family:
             "or the host's own TRELLIS.2 files into diffusion_models, vae and clip_vision; or choose "
             f"{', '.join(BUNDLED)}, which is always there."
         )
-    family = load_family(path, also=_native_parts() if path.is_file() else ())
+    family = load_family(path, also=_native_parts() if path.is_file() else (), precision=precision)
     return replace(family, name=name, hold=_networks)
 
 
@@ -169,7 +174,8 @@ class Networks:
         key = network, network.file.stat().st_mtime_ns
         patcher = self._kept.get(key) or _read(network, ctx)
         self._keep(key, patcher)
-        patcher = self._changed(key, patcher, loras)
+        beside = network.precision is not None  # no weight of rounded layers is there to be patched
+        patcher = self._changed(key, patcher, () if beside else loras)
         self._held.append(patcher)
         try:
             model = patcher.model
@@ -177,7 +183,8 @@ class Networks:
             mm.load_models_gpu(list(self._held), memory_required=_needed(model, rows, ctx.device))
             _bring_along(model, ctx.device)
             ctx.report(1.0)
-            yield model
+            with applied(model, loras if beside else ()):
+                yield model
         finally:
             self._held.remove(patcher)
 

@@ -1,6 +1,6 @@
 """LoRAs under the host's memory manager, in a process without a server; prints what came of it as JSON.
 
-Run by test_lora.py with the host's folder on the path: inside_lora.py PACK BASE LORA
+Run by test_lora.py with the host's folder on the path: inside_lora.py PACK BASE LORA [PRECISION]
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 PACK, BASE, LORA = map(Path, sys.argv[1:4])
+PRECISION = sys.argv[4] if len(sys.argv) > 4 else None
 STRENGTHS = (0.0, 1.0, 1.0, -0.5, 0.0)
 
 
@@ -31,7 +32,8 @@ def main() -> None:
     host = importlib.import_module("the_pack.nodes.host")
     stack, weights = importlib.import_module(f"{core}.lora.stack"), importlib.import_module(f"{core}.weights")
     host.add_weights_folder()
-    family, plain = host.open_family("mini"), importlib.import_module(f"{core}.family").load_family("mini")
+    family = host.open_family("mini", PRECISION)
+    plain = importlib.import_module(f"{core}.family").load_family("mini", precision=PRECISION)
     role = "shape_slat_flow_model_512"
     read, load = [], weights.NetworkFile.load
     weights.NetworkFile.load = lambda self, *more: read.append(self.name) or load(self, *more)

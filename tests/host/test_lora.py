@@ -32,10 +32,12 @@ def lora(host: Host) -> Path:
     return path
 
 
-def test_the_hosts_patches_do_what_the_core_does(host: Host, lora: Path) -> None:
+@pytest.mark.parametrize("precision", [None, "int8", "fp8"])
+def test_on_the_host_loras_do_what_the_core_does(host: Host, lora: Path, precision: str | None) -> None:
+    """By its patches, and beside rounded layers."""
     script = str(Path(__file__).with_name("inside_lora.py"))
     paths = f"{environment()['PYTHONPATH']}:{host.source}"
-    command = [sys.executable, script, str(ROOT), str(host.base), str(lora)]
+    command = [sys.executable, script, str(ROOT), str(host.base), str(lora), *([precision] if precision else [])]
     done = subprocess.run(command, env={**environment(), "PYTHONPATH": paths}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
@@ -55,6 +57,17 @@ def test_a_graph_with_a_lora(host: Host, lora: Path) -> None:
     assert {find(prompt, kind) for kind in ("LoadFamily", "ImageConditioner", "SampleStructure")} <= set(again.cached)
     models = [host.client.download(outcome.files()[0]) for outcome in (first, again)]
     assert models[0] != models[1]
+
+
+def test_a_graph_with_rounded_networks_and_a_lora(host: Host, lora: Path) -> None:
+    models = []
+    for precision in ("as stored", "int8", "fp8"):
+        prompt = _graph(lora.name, 0.7)
+        prompt[find(prompt, "LoadFamily")]["inputs"]["precision"] = precision
+        outcome = host.client.run(prompt)
+        assert outcome.how == "success", outcome.message()
+        models.append(host.client.download(outcome.files()[0]))
+    assert len(set(models)) == 3, "every precision rounds in its own way"
 
 
 def test_a_stack_is_saved_with_its_strengths(host: Host, lora: Path) -> None:
