@@ -142,7 +142,8 @@ def test_weights_and_budget_are_checked_first(
     assert "There are no weights" in call("--weights", tmp_path / "nowhere")
     assert "budget" in call("--weights", weights, "--memory-budget=0.00001")
     assert "above 0" in call("--weights", weights, "--memory-budget=-1")
-    assert 'The device "abacus" cannot be used' in call("--weights", weights, "--device=abacus")
+    for device in ("abacus",) if torch.cuda.is_available() else ("abacus", "cuda"):
+        assert f'The device "{device}" cannot be used' in call("--weights", weights, f"--device={device}")
     assert "cascade" in call("--weights", weights, "--resolution=1536", "--no-cascade")
 
 

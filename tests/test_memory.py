@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.test_vae import randomised, voxels
 from tests.tiny_family import make_family
 from trellis_core import published, stages
-from trellis_core.errors import OutOfBudgetError
+from trellis_core.errors import InputError, OutOfBudgetError
 from trellis_core.family import Family, Scale, load_family
 from trellis_core.flow.prepared import prepare_slat
 from trellis_core.flow.slat import SLatFlowModel, SLatFlowParams
 from trellis_core.flow.transformer import FlowTransformer
-from trellis_core.memory import plan_run, recovering
+from trellis_core.image.dino import DinoV3Encoder
+from trellis_core.memory import plan_run, recovering, with_budget
 from trellis_core.peak import PeakMeter
 from trellis_core.run import QUIET, RunContext
 from trellis_core.settings import GenerationSettings
-from trellis_core.values import Condition, Structure
+from trellis_core.vae.sparse_unet import SparseUnetVaeDecoder
+from trellis_core.values import Condition, Shape, Structure, Texture
 from trellis_core.weights import IMAGE_ENCODER, NetworkFile
 
 OFFICIAL_FLOW = SLatFlowParams.from_args({
@@ -120,6 +125,71 @@ def test_memory_that_another_program_takes_mid_run_is_done_without(
     monkeypatch.setattr(FlowTransformer, "velocity", velocity)
     assert torch.allclose(run(given).float(), expected.float(), atol=1e-5)
     assert calls[:3] == [False] * 3 and len(calls) > 5 and all(calls[3:])
+
+
+@pytest.mark.parametrize("network", ["SparseUnetVaeDecoder", "FlexiDualGridVaeDecoder", "DinoV3Encoder"])
+def test_other_networks_do_without_it_too(network: str, family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half way through one network the device is full once; what comes of it is the same. When it stays full, that is said."""
+    settings, fails, calls = GenerationSettings(resolution=512), [1], []
+    coords = torch.nn.functional.pad(torch.cartesian_prod(*[torch.arange(4)] * 3), (1, 0)).int()
+    generator = torch.Generator().manual_seed(0)
+    shape = Shape(coords, torch.randn(64, 4, generator=generator), 16, 1, generator.get_state())
+    texture = Texture(torch.randn(64, 4, generator=generator))
+
+    def run() -> list[torch.Tensor]:
+        if network == "DinoV3Encoder":
+            return [stages.condition(family, Image.new("RGB", (32, 32), "red"), settings, cropped=True).tokens[512]]
+        ((mesh, paint),) = stages.decode(family, shape, texture)
+        return [mesh.vertices, mesh.faces, paint.attrs]
+
+    def full_at(where: type, method: str, ours: Callable[[object], bool]) -> None:
+        original = getattr(where, method)
+
+        def work(self, *args, **more):
+            if ours(self):
+                calls.append(more.get("ctx"))
+                if len(calls) <= fails[0]:
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+            return original(self, *args, **more)
+
+        monkeypatch.setattr(where, method, work)
+
+    expected = run()
+    if network == "DinoV3Encoder":
+        full_at(DinoV3Encoder, "forward", lambda _: True)
+    else:
+        full_at(SparseUnetVaeDecoder, "_leave", lambda decoder: type(decoder).__name__ == network)
+    for found, wanted in zip(run(), expected, strict=True):
+        assert torch.allclose(found, wanted, atol=1e-5)
+    assert len(calls) == 2
+    calls.clear(), fails.append(fails.pop() + 1)
+    with pytest.raises(OutOfBudgetError, match="lower"):
+        run()
+    assert len(calls) == 2
+
+
+def test_without_a_budget_a_gpu_s_free_memory_is_it(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no host looks after the memory; CPUs have no such limit."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5 * GB, 8 * GB))
+    gpu = RunContext(torch.device("cuda", 0))
+    assert with_budget(gpu, family).memory_budget == 5 * GB
+    assert with_budget(replace(gpu, memory_budget=GB), family).memory_budget == GB
+    assert with_budget(gpu, replace(family, hold=lambda *_: None)).memory_budget is None
+    assert with_budget(QUIET, family).memory_budget is None
+
+
+@pytest.mark.parametrize(
+    ("option", "said"), [({"attention": "flash3"}, "flash_attn_interface"), ({"convolution": "spconv"}, "spconv")]
+)
+def test_a_package_that_is_not_there_is_told_before_anything_is_read(
+    option: dict[str, str], said: str, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("flash_attn_interface", "spconv", "spconv.pytorch"):
+        monkeypatch.setitem(sys.modules, module, None)
+    untouched = replace(family, hold=lambda *_: pytest.fail("a network was read"))
+    with pytest.raises(InputError, match=f"needs the package {said}"):
+        picture, settings = Image.new("RGB", (32, 32), "red"), GenerationSettings(resolution=512)
+        stages.generate(untouched, picture, settings, cropped=True, ctx=RunContext(**option))
 
 
 def test_weights_that_do_not_fit_are_said_so(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--matting", action="store_true", help="cut the subject out with the rembg package; fetches its network once"
     )
     generate.add_argument("--device", default="cpu", help="where networks compute: cpu, cuda, mps (default: cpu)")
-    generate.add_argument("--memory-budget", type=float, metavar="GB", help="make it fit into so much memory, or refuse")
+    generate.add_argument("--memory-budget", type=float, metavar="GB", help="make it fit into so much memory, or refuse (default: what is free on a GPU)")
     generate.add_argument(
         "--attention", default="torch", metavar="NAME", help="attention library: torch, flash, flash3, sage (default: torch)"
     )

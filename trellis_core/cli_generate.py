@@ -22,7 +22,7 @@ from .image.matting import key_plain_background, load_rembg
 from .image.preprocess import Matte, open_picture, preprocess
 from .lora.source import default_folders, loras_of
 from .lora.stack import place
-from .memory import plan_run
+from .memory import plan_run, with_budget
 from .mesh.asset import Asset
 from .mesh.glb import write_whole
 from .mesh.preview.asset import draw_asset
@@ -47,8 +47,8 @@ def run(options: argparse.Namespace) -> None:
         settings = settings.model_copy(update={"resolution": family.recommended})
     family = _with_loras(family, settings, options)
     if options.plan:
-        budget = RunContext(_device(options.device), memory_budget=_budget(options))
-        print(plan_run(family, settings, budget).text())
+        ctx = RunContext(_device(options.device), memory_budget=_budget(options))
+        print(plan_run(family, settings, with_budget(ctx, family)).text())
         return
     with Progress() as progress:
         ctx = RunContext(

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from .errors import EXHAUSTED, OutOfBudgetError, is_exhaustion
-from .family import IMAGE_ROLE, Family, Route
+from .family import IMAGE_ROLE, Family, Route, read_and_drop
 from .footprint import activation_bytes
 from .kernels import works_on
 from .lora.apply import Use
@@ -65,6 +65,13 @@ class Plan:
         how = "saving memory" if self.ctx.frugal else "at full speed"
         lines.append(f"Peak {self.peak / 1e9:.2f} GB, {how}, at most {self.settings.max_num_tokens:,} tokens.")
         return "\n".join(lines)
+
+
+def with_budget(ctx: RunContext, family: Family) -> RunContext:
+    """The context; if it has no budget, and no host looks after the memory, with what is free on an NVIDIA or AMD GPU."""
+    if ctx.memory_budget is not None or ctx.device.type != "cuda" or family.hold is not read_and_drop:
+        return ctx
+    return replace(ctx, memory_budget=torch.cuda.mem_get_info(ctx.device)[0])
 
 
 def plan_run(

@@ -23,7 +23,7 @@ from .flow.prepared import prepare_structure
 from .flow.sampler import flow_schedule
 from .image.dino import image_to_pixels
 from .image.preprocess import Matte, preprocess
-from .memory import plan_run, recovering
+from .memory import plan_run, recovering, with_budget
 from .mesh.dual_grid import dual_grid_to_mesh
 from .run import QUIET, RunContext
 from .sampling import LOADED, Estimate, LatentSampling, Watch, denoise, tokens_of
@@ -291,6 +291,7 @@ def generate(
     route = family.route(settings.resolution, settings.cascade)
     with use_attention(ctx.attention), use_convolution(ctx.convolution):
         pass  # a package that is not there is told now, not after the first network
+    ctx = with_budget(ctx, family)
     if ctx.memory_budget is not None:
         plan = plan_run(family, settings, ctx)
         settings, ctx = plan.settings, plan.ctx
