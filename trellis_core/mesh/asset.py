@@ -122,8 +122,7 @@ def make_asset(
             source = clean(*check_mesh(*_arrays(detail)), 1 / voxels.resolution, part)
     else:
         source = surface
-    wanted_maps = settings.normal_map or settings.occlusion_map
-    deep = Detail(*source, occlusion=settings.occlusion_map) if wanted_maps else None
+    deep = Detail(*source, occlusion=settings.occlusion_map)
 
     @cache
     def dress(vertices: int, size: int) -> tuple[Skin, ...]:

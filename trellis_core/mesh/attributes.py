@@ -118,6 +118,11 @@ def trilinear_corners(table: BrickTable, query: Tensor) -> tuple[Tensor, Tensor]
     return rows, weight / weight.sum(1, keepdim=True).clamp(min=1e-12)
 
 
+def corner_rows(table: BrickTable, query: Tensor) -> Tensor:
+    """Rows int32 [P, 8] of the cells around `query` [P, 3], x fastest, -1 = not active."""
+    return table.find_corners(_bounded(query.T, table.shape).floor().int())
+
+
 def _corners(table: BrickTable, query: Tensor) -> tuple[Tensor, Tensor]:
     """Like `trilinear_corners`, but the weights of all eight cells sum to 1."""
     place = _bounded(query.T, table.shape)

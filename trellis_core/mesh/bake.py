@@ -11,6 +11,7 @@ from ..run import QUIET, RunContext
 from ..values import PbrVoxels
 from .attributes import Trilinear, nearest_voxel
 from .fill import GapFiller
+from .project import BackProjector
 from .raster import Interpolator, Texels
 
 ALPHA_MODES = ("OPAQUE", "MASK", "BLEND")
@@ -50,6 +51,7 @@ def bake(
     size: int,
     alpha_mode: str | None = None,
     ctx: RunContext = QUIET,
+    back: BackProjector | None = None,
 ) -> Bake:
     """Sample the voxels at every covered texel, fill the gaps between charts, decide how alpha is used, and round.
 
@@ -63,7 +65,11 @@ def bake(
         size: texels along a side.
         alpha_mode: one of `ALPHA_MODES`; None decides from the data.
         ctx: told the progress.
+        back: finds the surface that this one was decimated from: colours are looked up there.
     """
+    if back is not None:
+        a, b = points[:, 1] - points[:, 0], points[:, 2] - points[:, 0]
+        upright = torch.nn.functional.normalize(torch.linalg.cross(a, b), dim=1, eps=1e-30)
     place = Interpolator(corners, (points + 0.5) * voxels.resolution)
     attrs = voxels.attrs.float().nan_to_num(0.0)
     layout = torch.cat([attrs[:, _COLOR], torch.ones_like(attrs[:, :1]), attrs[:, _MATERIAL]], dim=1)
@@ -83,8 +89,11 @@ def bake(
     for start in range(0, len(alpha), _TEXELS):
         ctx.report(0.1 + 0.7 * start / len(alpha))
         some = slice(start, start + _TEXELS)
-        number = texels.number[some]
-        values, found = sampler(position := place(Texels(number, texels.face[some]), size))
+        number, face = texels.number[some], texels.face[some]
+        position = place(Texels(number, face), size)
+        if back is not None:
+            position = back(position, upright[face])
+        values, found = sampler(position)
         alpha[some] = paint(number, values)
         if not found.all():
             lost = (~found).nonzero()[:, 0]

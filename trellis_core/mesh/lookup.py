@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -57,6 +57,10 @@ class BrickTable:
         cells.scatter_reduce_(0, bricks[brick].long() * _CELLS + local, row, "amin")
         cells[cells == absent] = -1
         return cls(bricks, cells, shape, table_shape)
+
+    def to(self, device: torch.device) -> BrickTable:
+        """A copy on another device."""
+        return replace(self, bricks=self.bricks.to(device), cells=self.cells.to(device))
 
     def find(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         """Rows (int32, -1 = not active) of the voxels with these integer coordinates; any equal shapes, any values."""

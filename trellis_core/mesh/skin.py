@@ -21,6 +21,7 @@ from .glb import Part
 from .gpu_raster import rasterise_with_nvdiffrast
 from .normals import chart_normals
 from .occlusion import ambient_occlusion
+from .project import BackProjector
 from .raster import Interpolator, Texels
 from .report import surface_facts
 from .surface import Surface
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 PADDING = 2
 """Texels between charts, for every 1024 of the texture's side from 2048 on one more."""
+
+BACK_PROJECTED = 100_000
+"""Triangles up to which colours are looked up on the surface before decimation: finer ones lie within 0.05 voxels of it."""
 
 Step = Callable[[str, float, float], AbstractContextManager[RunContext]]
 """Opens a named step that takes a share of the progress, 0..1 to 0..1."""
@@ -70,6 +74,15 @@ class Detail:
 
     def __init__(self, vertices: Array, faces: Array, *, occlusion: bool) -> None:
         self._source, self._occlusion = (vertices, faces), occlusion
+        self._projector: BackProjector | None = None
+
+    def projector(self, faces: Array, resolution: int) -> BackProjector | None:
+        """Finds this surface from one with these faces, if that is so much coarser that colours would miss their place."""
+        if len(faces) > BACK_PROJECTED or len(faces) >= len(self._source[1]):
+            return None
+        if self._projector is None:
+            self._projector = BackProjector(*self._source, resolution)
+        return self._projector
 
     def prepare(self, ctx: RunContext) -> None:
         """Build what is missing."""
@@ -113,13 +126,15 @@ def make_skin(
         surface = Surface.of(vertices, faces)
         flat = unwrap(surface, size, options, max(PADDING, size // 1024), ctx)
         normals = chart_normals(surface, flat.faces, flat.source)
-    with step("bake", 0.4, 0.9 if detail is None else 0.7) as ctx:
+    maps_wanted = detail is not None and (settings.normal_map or settings.occlusion_map)
+    with step("bake", 0.4, 0.7 if maps_wanted else 0.9) as ctx:
         corners, points = texel_corners(flat.uvs, flat.faces, size), torch.from_numpy(vertices[faces])
         mode = None if settings.alpha_mode == "auto" else settings.alpha_mode
-        baked = _bake(corners, points, flat.texels, voxels, size, mode, settings.rasterizer, ctx)
+        back = detail.projector(faces, voxels.resolution) if detail is not None else None
+        baked = _bake(corners, points, flat.texels, voxels, size, mode, settings.rasterizer, ctx, back)
     material = baked.metallic_roughness
     tangents = normal_map = None
-    if detail is not None:
+    if maps_wanted:
         with step("detail", 0.7, 0.95) as ctx:
             if settings.normal_map:
                 tangents = vertex_tangents(vertices[flat.source], flat.faces, normals, flat.uvs)
@@ -136,7 +151,7 @@ def make_skin(
         flat.uvs,
         baked.base_color.numpy(),
         material.numpy(),
-        occlusion=settings.occlusion_map and detail is not None,
+        occlusion=settings.occlusion_map and maps_wanted,
         tangents=tangents,
         normal_map=None if normal_map is None else normal_map.numpy(),
         alpha_mode=baked.alpha_mode,
@@ -154,14 +169,15 @@ def _bake(
     mode: str | None,
     rasterizer: str,
     ctx: RunContext,
+    back: BackProjector | None,
 ) -> Bake:
     """`bake` on the run's GPU if it has one with room, else on the CPU, where its results are."""
     if ctx.device.type != "cpu":
         try:
-            return _bake_on(ctx.device, corners, points, texels, voxels, size, mode, rasterizer, ctx)
+            return _bake_on(ctx.device, corners, points, texels, voxels, size, mode, rasterizer, ctx, back)
         except (torch.cuda.OutOfMemoryError, NotImplementedError):  # some devices lack some operations
             ctx.check()
-    return _bake_on(torch.device("cpu"), corners, points, texels, voxels, size, mode, rasterizer, ctx)
+    return _bake_on(torch.device("cpu"), corners, points, texels, voxels, size, mode, rasterizer, ctx, back)
 
 
 def _bake_on(
@@ -174,13 +190,15 @@ def _bake_on(
     mode: str | None,
     rasterizer: str,
     ctx: RunContext,
+    back: BackProjector | None,
 ) -> Bake:
     corners, points = corners.to(device), points.to(device)
     if rasterizer == "nvdiffrast":
         texels = rasterise_with_nvdiffrast(corners, size)
     texels = Texels(texels.number.to(device), texels.face.to(device))
     voxels = PbrVoxels(voxels.coords.to(device), voxels.attrs.to(device), voxels.resolution)
-    baked = bake(corners, points, texels, voxels, size, mode, ctx)
+    back = back.to(device) if back is not None else None
+    baked = bake(corners, points, texels, voxels, size, mode, ctx, back)
     found = (baked.base_color, baked.metallic_roughness, baked.texels_of_face)
     color, material, counts = (tensor.cpu() for tensor in found)
     return replace(baked, base_color=color, metallic_roughness=material, texels_of_face=counts)
