@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from trellis_core.errors import EmptyResultError, InputError
+from trellis_core.mesh import remesh
 from trellis_core.mesh.contour import fill_pinches, patch_table, solid_quads, split_quads
 from trellis_core.mesh.distance import unsigned_distance
 from trellis_core.mesh.dual_grid import dual_grid_to_mesh
@@ -129,6 +130,33 @@ def test_a_long_slit_is_closed() -> None:
     result = solid_remesh(Mesh(intact.vertices, intact.faces[~slit]), R)
     assert is_closed_and_uniform(result)
     assert volume(result) == pytest.approx(volume(solid_remesh(intact, R)), rel=0.02)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_wider_slit_is_closed_also_where_a_coarser_lattice_is_asked_first(monkeypatch: pytest.MonkeyPatch, large: bool) -> None:
+    resolution = 40
+    intact = decoded(ball(0.35), resolution)
+    middle = intact.vertices[intact.faces.long()].mean(1)
+    slit = middle[:, 2].abs() < 1.8 / resolution
+    asked = []
+    enclose = remesh._Case.enclose
+    monkeypatch.setattr(remesh, "_VOTED", 0 if large else 10**9)
+    monkeypatch.setattr(remesh._Case, "enclose", lambda case, *more: (asked.append(case.lattice.size), enclose(case, *more))[1])
+    result = solid_remesh(Mesh(intact.vertices, intact.faces[~slit]), resolution)
+    assert is_closed_and_uniform(result)
+    assert volume(result) == pytest.approx(volume(solid_remesh(intact, resolution)), rel=0.03)
+    assert (len(set(asked)) > 1) == large
+
+
+def test_large_sheets_are_not_searched_for_wider_gaps_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remesh, "_VOTED", 0)
+    asked = []
+    enclose = remesh._Case.enclose
+    monkeypatch.setattr(remesh._Case, "enclose", lambda case, *more: (asked.append(case.lattice.size), enclose(case, *more))[1])
+    mesh, area = openings("flask")
+    result = solid_remesh(mesh, R)
+    assert face_areas(result.vertices.numpy(), result.faces.numpy()).sum() == pytest.approx(area, rel=0.03)
+    assert asked.count(max(asked)) == 1
 
 
 def test_inner_walls_and_specks_are_dropped() -> None:

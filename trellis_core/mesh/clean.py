@@ -23,6 +23,7 @@ from .topology import (
     edges,
     face_areas,
     face_components,
+    label_boxes,
     stable_order,
     tip,
     without,
@@ -183,11 +184,7 @@ def _specks(vertices: Array, faces: Array, label: Array, area: Array, voxel: flo
     """Which faces belong to a speck, given their components int [F] and the areas of these: bool [F]."""
     tiny = area < SPECK_AREA * area.max()
     rows = np.flatnonzero(tiny[label])
-    owner = np.repeat(label[rows], 3)
-    corner = vertices[faces[rows].reshape(-1)]
-    low, high = np.full((len(area), 3), np.inf), np.full((len(area), 3), -np.inf)
-    np.minimum.at(low, owner, corner)
-    np.maximum.at(high, owner, corner)
+    low, high = label_boxes(vertices, faces[rows], label[rows], len(area))
     tiny[tiny] = np.linalg.norm(high[tiny] - low[tiny], axis=1) < SPECK_VOXELS * voxel
     return tiny[label]
 

@@ -14,7 +14,7 @@ import torch
 
 from ..run import QUIET, RunContext
 from .crossings import grid_crossings
-from .topology import Array, blocks, graph_components
+from .topology import Array, blocks, signed_components
 
 NODE_BYTES = 9
 """Memory that `find_inside` and what follows it take for every node of a lattice."""
@@ -113,6 +113,7 @@ def find_inside(walls: Array, samples: Array, lattice: Lattice, close_gaps: floa
     place[near] = np.arange(rooms, rooms + count, dtype=place.dtype)
     nearest = _Nearest(near, place, rooms, samples, lattice, 2 * _reach(close_gaps), ctx.part(0.1, 0.4, "inside"))
     a, b, width = _passages(near, place, walls, nearest, lattice, ctx.part(0.4, 0.7, "inside"))
+    del near, nearest
     np.minimum(width, np.float32(close_gaps), out=width)
     outside = _flood(a, b, width, rooms, rooms + count, border, close_gaps / 2) == _OUT
     ctx.report(1.0)
@@ -141,7 +142,7 @@ class _Nearest:
         self, near: Array, place: Array, rooms: int, samples: Array, lattice: Lattice, rounds: int, ctx: RunContext
     ) -> None:
         self._place, self._rooms, self._strides = place, rooms, np.array(lattice.strides)
-        self._samples = np.append(samples, np.full((1, 3), np.inf), axis=0).astype(np.float32)  # the last: none
+        self._samples = samples.astype(np.float32, copy=False)
         self._node = np.flatnonzero(near)
         self._spot = np.stack(np.unravel_index(self._node, lattice.shape), axis=1).astype(np.int16)
         self._known = np.full(len(self._node), -1, np.int32)
@@ -163,10 +164,12 @@ class _Nearest:
     def _square(self, spot: Array, sample: Array) -> Array:
         arm = self._samples[sample]
         arm -= spot
-        return np.einsum("nk,nk->n", arm, arm)
+        square = np.einsum("nk,nk->n", arm, arm)
+        square[sample < 0] = np.inf
+        return square
 
     def _seed(self) -> None:
-        for rows in blocks(len(self._samples) - 1):
+        for rows in blocks(len(self._samples)):
             point = self._samples[rows]
             spot = np.rint(point)
             row = self._place[spot.astype(np.int64) @ self._strides] - self._rooms
@@ -207,7 +210,9 @@ def _passages(
             width[rows] = np.sqrt(np.minimum(nearest.square(middle, node), nearest.square(middle, node + stride)))
             ctx.report((axis + rows.stop / len(a)) / 3)
         parts.append((place[a], place[a + stride], width))
-    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+    columns = list(zip(*parts, strict=True))
+    del parts
+    return tuple(np.concatenate(columns.pop(0)) for _ in range(3))  # each frees its parts
 
 
 def _flood(a: Array, b: Array, width: Array, rooms: int, count: int, border: int, widest: float) -> Array:
@@ -218,13 +223,13 @@ def _flood(a: Array, b: Array, width: Array, rooms: int, count: int, border: int
     spacious[:rooms] = np.inf
     label = np.zeros(count, np.int8)
     label[border] = _OUT
-    pocket, pocket_width = np.arange(count), spacious
+    pocket, pocket_width = np.arange(count, dtype=a.dtype), spacious
     shut = np.ones(len(a), bool)
     for share in _LEVELS:
         level = share * widest
         opens = shut & (width >= level)
         shut &= ~opens
-        group = graph_components(len(pocket_width), pocket[a[opens]], pocket[b[opens]])[pocket]
+        group = signed_components(len(pocket_width), pocket[a[opens]], pocket[b[opens]])[0][pocket]
         number = int(group.max()) + 1
         has_out = _any(group[label == _OUT], number)
         if share < 1:

@@ -17,6 +17,7 @@ from .topology import (
     face_components,
     face_normals,
     graph_components,
+    label_boxes,
     labels_at,
     rim_edges,
     row_lengths,
@@ -223,7 +224,7 @@ def _nesting(vertices: Array, faces: Array, labels: Array, closed: Array) -> Arr
     first, last = np.empty(count, np.int64), np.empty(count, np.int64)
     last[owner[rows]] = rows  # of several numbers for one place the last one stays
     first[owner[rows[::-1]]] = rows[::-1]
-    low, high = _boxes(vertices, faces, owner, count)
+    low, high = label_boxes(vertices, faces, owner, count)
     rays = np.einsum("kcd,c->kd", vertices[faces[np.concatenate([first, last])]].astype(np.float64), [0.45, 0.33, 0.22])
     met = _met(vertices, faces, owner, rays)
     pairs = np.concatenate([_crossings(rays, count, vertices, faces[rows], owner[rows], axis) for axis, rows in enumerate(met)])
@@ -234,21 +235,6 @@ def _nesting(vertices: Array, faces: Array, labels: Array, closed: Array) -> Arr
     inner, outer = np.divmod(both, count)
     around = (low[outer] <= low[inner]).all(1) & (high[outer] >= high[inner]).all(1)
     return np.bincount(inner[around], minlength=count)
-
-
-def _boxes(vertices: Array, faces: Array, owner: Array, count: int) -> tuple[Array, Array]:
-    """Least and greatest coordinates [count, 3] of the faces of each owner, -1 for none."""
-    of_vertex = np.full(len(vertices), -1)
-    for corner in faces.T:
-        of_vertex[corner] = owner
-    used = np.flatnonzero(of_vertex >= 0)
-    place = of_vertex[used]
-    low, high = np.full((3, count), np.inf), np.full((3, count), -np.inf)
-    for k in range(3):
-        column = vertices[used, k].astype(np.float64)
-        np.minimum.at(low[k], place, column)
-        np.maximum.at(high[k], place, column)
-    return low.T, high.T
 
 
 def _met(vertices: Array, faces: Array, owner: Array, points: Array) -> list[Array]:

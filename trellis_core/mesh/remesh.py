@@ -7,7 +7,9 @@ lies inside the wall is dropped. Nothing is inflated. `narrow_band_remesh` is th
 
 from __future__ import annotations
 
+import itertools
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ from .holes import fill_holes
 from .inside import NODE_BYTES, Lattice, Walls, find_inside, find_walls, margin
 from .manifold import make_manifold
 from .orient import unify_winding
-from .topology import Array, compact, edges, face_areas, face_components, face_normals, run_starts
+from .topology import Array, blocks, compact, edges, face_areas, face_components, face_normals, label_boxes, run_starts
 from .vote import has_lids, odd_share, vote_inside
 
 _SHIFT = np.array([1.3e-3, 1.7e-3, 1.1e-3])  # of a step: keeps lattice nodes off axis-aligned faces
@@ -30,8 +32,9 @@ _HOLE_PERIMETER = 8.0  # steps round a hole per step of gap to close
 _REST = 0.05  # pull of a vertex towards the mean of its samples, against one plane's pull of 1
 _SNAP = 0.75  # steps that a vertex may move to take up an input vertex in its cell
 _PROJECT = 0.5  # steps that a vertex may move onto the input
+_BOX = 4
 _MEMORY = 2_000_000_000  # bytes for a lattice where no budget is given
-_WIDER = (1.0, 1.5, 3.0)  # gaps that are tried, by the widest that is to be closed
+_WIDER = (1.5, 3.0)  # gaps that are tried as well, by the widest that is to be closed
 _TORN = 0.04  # share of the surface that may bound nothing before wider gaps are tried
 _VOTED = 4_000_000  # lattice nodes up to which rays are cast from all of them
 _SCRAP = 150.0  # square steps below which a sheet beside a solid is dropped
@@ -72,15 +75,13 @@ def solid_remesh(mesh: Mesh, resolution: int, ctx: RunContext = QUIET, close_gap
     ctx.report(0.15, "remesh")
     walls = find_walls(capped[0][capped[1]], lattice, ctx.part(0.15, 0.25, "remesh"))
     real = Walls(*(column[walls.face < caps_from] for column in (walls.edge, walls.point, walls.face)))
-    real_edges = real.edge[run_starts(real.edge)]
-    inside, loose = _decide(walls, real_edges, capped, lattice, close_gaps, ctx.part(0.25, 0.65, "remesh"))
+    inside, loose = _decide(walls, capped, caps_from, lattice, close_gaps, ctx.part(0.25, 0.65, "remesh"))
 
     normals = face_normals(*capped)
-    index = TriangleIndex(torch.from_numpy(place), torch.from_numpy(faces))
     part = ctx.part(0.65, 0.9, "remesh")
-    solid = _surface(solid_quads(inside, lattice), inside, real, normals, place, index, lattice, part)
+    solid = _surface(solid_quads(inside, lattice), inside, real, normals, (place, faces), lattice, part)
     part = ctx.part(0.9, 1.0, "remesh")
-    sheets = _surface(sheet_quads(loose, lattice), inside, real, normals, place, index, lattice, part)
+    sheets = _surface(sheet_quads(loose, lattice), inside, real, normals, (place, faces), lattice, part)
     sheets = _drop_scraps(*sheets, _SCRAP if len(solid[1]) else 0.0)
     vertices = np.concatenate([solid[0], sheets[0]])
     faces = np.concatenate([solid[1], unify_winding(*sheets) + len(solid[0])])
@@ -90,33 +91,73 @@ def solid_remesh(mesh: Mesh, resolution: int, ctx: RunContext = QUIET, close_gap
 
 
 def _decide(
-    walls: Walls, real: Array, capped: tuple[Array, Array], lattice: Lattice, close_gaps: float, ctx: RunContext
+    walls: Walls, capped: tuple[Array, Array], caps_from: int, lattice: Lattice, close_gaps: float, ctx: RunContext
 ) -> tuple[Array, Array]:
     """Inside nodes bool [lattice.size], and the edges, of those that the mesh really pierces, with both ends outside.
 
     Where some of the mesh bounds nothing it may be torn wider than usual: wider gaps are closed, too, if that halves
-    what bounds nothing. True sheets are not impressed. On small lattices rays may decide in the end, where that does not
-    put lids on openings.
+    what bounds nothing. True sheets are not impressed. Large lattices are asked at half their resolution first whether that
+    may be so; on small ones rays may decide in the end, where that does not put lids on openings.
     """
-    samples = np.concatenate([walls.point, _samples(*capped)])
-    pierced = walls.edge[run_starts(walls.edge)]
-    node, stride = real // 3, np.array(lattice.strides)[real % 3]
-    best = None
+    case = _Case.of(walls, capped, caps_from, lattice)
+    best = inside, loose = case.enclose(close_gaps, ctx.part(0.0, 0.3, "remesh"))
+    few = _TORN * len(case.real)
+    if len(loose) < few or not close_gaps:
+        return best
+    small = lattice.size <= _VOTED
+    coarse = None if small else _Case.coarser(capped, caps_from, lattice)
+    hopeless = 0 if small else len(coarse.enclose(close_gaps / 2, ctx.part(0.3, 0.4, "remesh"))[1])
     for nth, wider in enumerate(_WIDER):
-        part = ctx.part(0.9 * nth / len(_WIDER), 0.9 * (nth + 1) / len(_WIDER), "remesh")
-        inside = fill_pinches(find_inside(pierced, samples, lattice, wider * close_gaps, part), lattice)
-        loose = real[~inside[node] & ~inside[node + stride]]
-        if best is None or len(loose) < len(best[1]) / 2:
+        part = ctx.part(0.4 + 0.25 * nth, 0.65 + 0.25 * nth, "remesh")
+        if coarse and len(coarse.enclose(wider * close_gaps / 2, part.part(0.0, 0.2, "remesh"))[1]) > hopeless / 2:
+            continue
+        inside, loose = case.enclose(wider * close_gaps, part.part(0.2, 1.0, "remesh"))
+        if len(loose) < len(best[1]) / 2:
             best = inside, loose
-        if len(loose) < _TORN * len(real) or not close_gaps:
+        if len(loose) < few:
             return best
-    if lattice.size <= _VOTED:
+    if small:
         share = odd_share(capped[0][capped[1]], lattice, ctx.part(0.9, 1.0, "remesh"))
         inside = fill_pinches(vote_inside(share, walls.edge, best[0], lattice), lattice)
-        loose = real[~inside[node] & ~inside[node + stride]]
+        loose = case.loose(inside)
         if len(loose) < len(best[1]) / 2 and not has_lids(solid_quads(inside, lattice), walls.edge):
             best = inside, loose
     return best
+
+
+class _Case(NamedTuple):
+    """What decides whether nodes of a lattice are inside: the edges int64 [W] that the mesh with its caps pierces, those
+    that it pierces without, and points float32 [P, 3] all over it, in lattice steps."""
+
+    lattice: Lattice
+    pierced: Array
+    real: Array
+    samples: Array
+
+    @classmethod
+    def of(cls, walls: Walls, capped: tuple[Array, Array], caps_from: int, lattice: Lattice) -> _Case:
+        real = walls.edge[walls.face < caps_from]
+        samples = np.concatenate([walls.point, _samples(*capped)])
+        return cls(lattice, walls.edge[run_starts(walls.edge)], real[run_starts(real)], samples)
+
+    @classmethod
+    def coarser(cls, capped: tuple[Array, Array], caps_from: int, lattice: Lattice) -> _Case:
+        """The same mesh in a lattice of twice the step, with room for openings as wide."""
+        pad = margin(_WIDER[-1])
+        shape = tuple(-(-nodes // 2) + 2 * pad for nodes in lattice.shape)
+        half = Lattice(lattice.origin - 2 * pad * lattice.step, 2 * lattice.step, shape)
+        vertices = capped[0] / 2 + np.float32(pad)
+        return cls.of(find_walls(vertices[capped[1]], half), (vertices, capped[1]), caps_from, half)
+
+    def enclose(self, close_gaps: float, ctx: RunContext) -> tuple[Array, Array]:
+        """Inside nodes bool [lattice.size] when gaps so wide are closed, and `loose` edges."""
+        inside = fill_pinches(find_inside(self.pierced, self.samples, self.lattice, close_gaps, ctx), self.lattice)
+        return inside, self.loose(inside)
+
+    def loose(self, inside: Array) -> Array:
+        """The edges, of those that the mesh really pierces, with both ends outside."""
+        node, stride = self.real // 3, np.array(self.lattice.strides)[self.real % 3]
+        return self.real[~inside[node] & ~inside[node + stride]]
 
 
 def narrow_band_remesh(
@@ -166,8 +207,7 @@ def _surface(
     inside: Array,
     walls: Walls,
     normals: Array,
-    place: Array,
-    index: TriangleIndex,
+    source: tuple[Array, Array],
     lattice: Lattice,
     ctx: RunContext,
 ) -> tuple[Array, Array]:
@@ -175,9 +215,11 @@ def _surface(
     row = _outermost(quads.edge, inside, walls)
     vertices, sampled = _fit(quads, row, walls, normals, lattice)
     ctx.report(0.3)
-    kept = _take_input_vertices(vertices, quads.cell, quads.alone & sampled, place, lattice)
+    kept = _take_input_vertices(vertices, quads.cell, quads.alone & sampled, source[0], lattice)
     rows = np.flatnonzero(sampled & ~kept)
-    if len(rows):
+    faces = _faces_near(vertices[rows], *source) if len(rows) else rows
+    if len(faces):
+        index = TriangleIndex(torch.from_numpy(source[0]), torch.from_numpy(faces))
         nearest = index.query(torch.from_numpy(vertices[rows]), ctx=ctx.part(0.4, 0.8, "remesh"))
         close = nearest.distance.numpy() < _PROJECT
         vertices[rows[close]] = nearest.point.numpy()[close]
@@ -226,6 +268,23 @@ def _take_input_vertices(vertices: Array, cell: Array, wanting: Array, place: Ar
     return kept
 
 
+def _faces_near(points: Array, vertices: Array, faces: Array) -> Array:
+    """At least those faces that have something within `_PROJECT` steps of one of the points: those with a corner in the
+    same box of `_BOX` steps as a point or in one next to it, and large ones."""
+    marks = np.zeros(((np.maximum(points.max(0), vertices.max(0)) // _BOX).astype(int) + 3), bool)
+    x, y, z = ((points // _BOX).astype(int) + 1).T
+    for step in itertools.product((-1, 0, 1), repeat=3):
+        marks[x + step[0], y + step[1], z + step[2]] = True
+    x, y, z = ((vertices // _BOX).astype(int) + 1).T
+    marked = marks[x, y, z]
+    near = marked[faces[:, 0]] | marked[faces[:, 1]] | marked[faces[:, 2]]
+    for rows in blocks(len(faces)):
+        a, b, c = (vertices[faces[rows, k]] for k in range(3))
+        size = np.maximum(np.maximum(a, b), c) - np.minimum(np.minimum(a, b), c)
+        near[rows] |= size.max(1) > _BOX - _PROJECT
+    return faces[near]
+
+
 def _relax(vertices: Array, corner: Array, free: Array) -> None:
     """Stretch `free` vertices, bool [V], smoothly between the others."""
     a, b = corner.reshape(-1), np.roll(corner, -1, axis=1).reshape(-1)
@@ -253,9 +312,6 @@ def _drop_specks(vertices: Array, faces: Array) -> tuple[Array, Array]:
     if not len(faces):
         raise EmptyResultError("Remeshing left no surface: the mesh is smaller than a voxel.")
     part = face_components(faces)
-    corner, label = vertices[faces].reshape(-1, 3), np.repeat(part, 3)
-    low, high = np.full((part.max() + 1, 3), np.inf), np.full((part.max() + 1, 3), -np.inf)
-    np.minimum.at(low, label, corner)
-    np.maximum.at(high, label, corner)
+    low, high = label_boxes(vertices, faces, part, int(part.max()) + 1)
     size = np.linalg.norm(high - low, axis=1)
     return compact(vertices, faces[(size >= min(_SPECK, size.max()))[part]])[:2]

@@ -283,6 +283,24 @@ def labels_at(points: Array, faces: Array, label: Array, count: int) -> Array:
     return of_vertex[points]
 
 
+def label_boxes(vertices: Array, faces: Array, label: Array, count: int) -> tuple[Array, Array]:
+    """Least and greatest coordinates float64 [count, 3] of the faces of each of 0..count-1; -1 is nobody's label.
+
+    No vertex may belong to two labels.
+    """
+    of_vertex = np.full(len(vertices), -1)
+    for corner in faces.T:
+        of_vertex[corner] = label
+    used = np.flatnonzero(of_vertex >= 0)
+    place = of_vertex[used]
+    low, high = np.full((3, count), np.inf), np.full((3, count), -np.inf)
+    for k in range(3):
+        column = vertices[used, k].astype(np.float64)
+        np.minimum.at(low[k], place, column)
+        np.maximum.at(high[k], place, column)
+    return low.T, high.T
+
+
 def first_seen_order(labels: Array) -> Array:
     """Renumber labels int [N] to 0.. in the order in which they first occur."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
