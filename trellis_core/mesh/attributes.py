@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -25,8 +27,9 @@ def sample_attributes(voxels: PbrVoxels, points: Tensor, *, nearest_if_empty: bo
     Returns:
         float32 [P, 6], not clamped. Zeros for points that are not finite.
     """
-    query = (points.float() + 0.5) * voxels.resolution
-    return grid_sample_3d(voxels.attrs, voxels.coords, voxels.resolution, query, nearest_if_empty=nearest_if_empty, ctx=ctx)
+    shape = (voxels.resolution,) * 3
+    place = lambda some: (points[some].float() + 0.5) * voxels.resolution  # noqa: E731
+    return _sample(voxels.attrs, voxels.coords, shape, place, len(points), "trilinear", nearest_if_empty, ctx)
 
 
 def grid_sample_3d(
@@ -67,22 +70,39 @@ def grid_sample_3d(
         return torch.stack(parts)
     if (query.ndim, coords.shape[1]) != (2, 3):
         raise InputError(f"Queries {tuple(query.shape)} do not fit coordinates {tuple(coords.shape)}: batch both or neither.")
+    place = lambda some: query[some].float()  # noqa: E731
+    return _sample(feats, coords, shape, place, len(query), mode, nearest_if_empty, ctx)
+
+
+def _sample(
+    feats: Tensor,
+    coords: Tensor,
+    shape: int | tuple[int, int, int],
+    place: Callable[[slice | Tensor], Tensor],
+    count: int,
+    mode: str,
+    nearest_if_empty: bool,
+    ctx: RunContext,
+) -> Tensor:
+    """`grid_sample_3d` of one sample at `count` points that `place` tells some at a time."""
     sampler = Trilinear(feats, coords, shape) if mode == "trilinear" else None
     table = sampler.table if sampler else BrickTable.build(coords, shape)
-    sampled = torch.zeros(len(query), feats.shape[1], device=feats.device)
-    found = torch.zeros(len(query), dtype=torch.bool, device=feats.device)
-    for start in range(0, len(query), _POINTS):
-        ctx.report(start / len(query))
+    sampled = torch.zeros(count, feats.shape[1], device=feats.device)
+    found = torch.zeros(count, dtype=torch.bool, device=feats.device)
+    for start in range(0, count, _POINTS):
+        ctx.report(start / count)
         some = slice(start, start + _POINTS)
         if sampler:
-            sampled[some], found[some] = sampler(query[some].float())
+            sampled[some], found[some] = sampler(place(some))
         else:
-            row = table.find(*_bounded(query[some].float().T + 0.5, table.shape).int())
+            row = table.find(*_bounded(place(some).T + 0.5, table.shape).int())
             found[some] = row >= 0
             sampled[some][found[some]] = feats[row[row >= 0].long()].float()
     if nearest_if_empty and len(coords):
-        empty = (~found & query.isfinite().all(1)).nonzero()[:, 0]
-        sampled[empty] = feats[nearest_voxel(coords, query[empty])].float()
+        empty = (~found).nonzero()[:, 0]
+        lost = place(empty)
+        finite = lost.isfinite().all(1)
+        sampled[empty[finite]] = feats[nearest_voxel(coords, lost[finite])].float()
     return sampled
 
 
