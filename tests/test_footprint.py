@@ -156,7 +156,7 @@ def like(way: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.parametrize(("way", "frugal"), [("cpu", False), ("plain", False), ("plain", True), ("kernels", False), ("kernels", True)])
 @pytest.mark.parametrize(
-    ("widths", "blocks", "grid"), [((64, 32, 16), (2, 1, 0), 16), ((256, 128, 64, 32), (1, 2, 1, 0), 8), ((512, 64), (1, 0), 12)]
+    ("widths", "blocks", "grid"), [((64, 32, 16), (2, 1, 0), 16), ((256, 128, 64, 32), (1, 2, 1, 0), 8), ((512, 64), (1, 0), 16)]
 )
 @torch.no_grad()
 def test_sparse_decoders(

@@ -129,7 +129,7 @@ def test_memory_that_another_program_takes_mid_run_is_done_without(
 
 @pytest.mark.parametrize("network", ["SparseUnetVaeDecoder", "FlexiDualGridVaeDecoder", "DinoV3Encoder"])
 def test_other_networks_do_without_it_too(network: str, family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half way through one network the device is full once; what comes of it is the same. When it stays full, that is said."""
+    """A network finds the device full once; what comes of it is the same. When it stays full, that is said."""
     settings, fails, calls = GenerationSettings(resolution=512), [1], []
     coords = torch.nn.functional.pad(torch.cartesian_prod(*[torch.arange(4)] * 3), (1, 0)).int()
     generator = torch.Generator().manual_seed(0)
@@ -161,7 +161,7 @@ def test_other_networks_do_without_it_too(network: str, family: Family, monkeypa
         full_at(SparseUnetVaeDecoder, "_leave", lambda decoder: type(decoder).__name__ == network)
     for found, wanted in zip(run(), expected, strict=True):
         assert torch.allclose(found, wanted, atol=1e-5)
-    assert len(calls) == 2
+    assert len(calls) == (2 if network == "DinoV3Encoder" else 5), "once in vain, then in one go or in slabs"
     calls.clear(), fails.append(fails.pop() + 1)
     with pytest.raises(OutOfBudgetError, match="lower"):
         run()

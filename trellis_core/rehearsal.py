@@ -29,6 +29,8 @@ NEIGHBOURS = 0.54
 """Share of a voxel's 26 neighbours that exist. Decoded surfaces have 0.53 (spec F 3)."""
 TILE_TAPS = 0.8
 """Share of the 27 taps that a kernel's tile of rows needs: 0.67 for a sphere."""
+RIM = 9
+"""Neighbours around a slab of rows, by the square root of their number: slabs of surfaces are patches (measured: 6 to 10)."""
 REPEATS = 2
 """Of a loop over blocks or chunks of rows: from the second on they are alike."""
 
@@ -89,6 +91,15 @@ class _Map(NeighborMap):
     def chunks(self, step: int) -> Iterator[slice]:
         return islice(super().chunks(step), REPEATS)
 
+    def around(self, rows: slice) -> Tensor:
+        beside = torch.empty(self.rows + 1, dtype=torch.bool, device=self.table.device)  # noqa: F841 made on the way
+        own = rows.stop - rows.start
+        count = min(self.rows, own + round(RIM * own**0.5))
+        return torch.empty(count, dtype=torch.int64, device=self.table.device)
+
+    def only(self, rows: Tensor) -> NeighborMap:
+        return _Map(self.table.index_select(1, rows), inputs=self.rows)
+
     def tiles(self, rows: slice, height: int) -> Tiles:
         known = (rows.start, rows.stop, height) in self.kept
         tiles = super().tiles(rows, height)
@@ -106,6 +117,13 @@ class _Plan(ResamplePlan):
     def neighbors(self) -> NeighborMap:
         with Answers(in_order=False):
             return _Map.build(self.coords)
+
+    def part(self, parents: Tensor, own: slice) -> tuple[ResamplePlan, slice]:
+        count = round(len(parents) * len(self.coords) / self.parents)
+        coords = torch.empty(count, 4, dtype=torch.int32, device=parents.device)
+        parent, child = torch.empty(2, count, dtype=torch.int64, device=parents.device)
+        fine = self.children(own)
+        return _Plan(coords, parent, child, parents=len(parents)), slice(0, fine.stop - fine.start)
 
     def children(self, parents: slice) -> slice:
         each = len(self.coords) / self.parents

@@ -68,11 +68,13 @@ class NeighborMap:
     Attributes:
         table: int32 [27, N], row of every tap's neighbour, -1 where there is none.
         coords: int32 [N, 4] of the rows, for libraries that find neighbours by themselves.
+        inputs: rows of the features that the table counts, where they are not the map's own N.
         kept: what backends make of it and use again.
     """
 
     table: Tensor
     coords: Tensor | None = None
+    inputs: int | None = None
     kept: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -112,12 +114,23 @@ class NeighborMap:
 
     @cached_property
     def patches(self) -> Tensor:
-        """int32 [N, 27]: the table by rows, with N where there is no neighbour."""
-        return torch.where(self.table < 0, self.rows, self.table).t().contiguous()
+        """int32 [N, 27]: the table by rows, with the number of inputs where there is no neighbour."""
+        absent = self.rows if self.inputs is None else self.inputs
+        return torch.where(self.table < 0, absent, self.table).t().contiguous()
 
     def chunks(self, step: int) -> Iterator[slice]:
         """All rows, `step` at a time."""
         yield from (slice(start, min(start + step, self.rows)) for start in range(0, self.rows, step))
+
+    def around(self, rows: slice) -> Tensor:
+        """int64, ascending: these rows and all their neighbours."""
+        seen = torch.zeros(self.rows + 1, dtype=torch.bool, device=self.table.device)
+        seen[self.table[:, rows].flatten().long()] = True  # -1 is the last
+        return seen[:-1].nonzero().squeeze(1)
+
+    def only(self, rows: Tensor) -> NeighborMap:
+        """The map of these rows [M] alone, which convolves the features of all."""
+        return NeighborMap(self.table.index_select(1, rows), inputs=self.rows)
 
     def tiles(self, rows: slice, height: int) -> Tiles:
         """These rows in tiles of so many, as the GPU's kernel reads them; made once."""

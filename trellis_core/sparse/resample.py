@@ -46,6 +46,17 @@ class ResamplePlan:
         ends = self.parent_row.new_tensor([parents.start, parents.stop])
         return slice(*torch.searchsorted(self.parent_row, ends).tolist())
 
+    def part(self, parents: Tensor, own: slice) -> tuple[ResamplePlan, slice]:
+        """The plan of these coarse rows alone, int64 [P] ascending, `own` among them; and where in it lie own's fine rows."""
+        first, last = torch.searchsorted(self.parent_row, torch.stack([parents, parents + 1]))
+        counts = last - first
+        parent = torch.arange(len(parents), device=parents.device).repeat_interleave(counts)
+        rows = (first - counts.cumsum(0) + counts).index_select(0, parent) + torch.arange(len(parent), device=parents.device)
+        fine = self.children(own)
+        start = int(torch.searchsorted(rows, fine.start))
+        plan = ResamplePlan(self.coords.index_select(0, rows), parent, self.child.index_select(0, rows))
+        return plan, slice(start, start + fine.stop - fine.start)
+
     def occupancy(self, parents: int) -> Tensor:
         """bool [parents, 8]: which children exist; the target of the subdivision logits in training."""
         mask = torch.zeros(parents * 8, dtype=torch.bool, device=self.coords.device)

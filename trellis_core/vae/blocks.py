@@ -124,9 +124,17 @@ class SparseResBlockC2S3d(_ResampleBlock):
 
         The plan's fine rows must follow their parents' order, as those of `split_plan` do.
         """
+        return self.climb(self.entered(x, ctx), x, coarse, plan, ctx)
+
+    def entered(self, x: Tensor, ctx: RunContext) -> Tensor:
+        """What conv1 reads, like x."""
         entered = torch.empty_like(x)
         for part, entry in zip(x.split(step := chunk_rows(self.channels, ctx.frugal)), entered.split(step), strict=True):
             entry.copy_(self._enter(part))
+        return entered
+
+    def climb(self, entered: Tensor, x: Tensor, coarse: NeighborMap, plan: ResamplePlan, ctx: RunContext) -> Tensor:
+        """The rest of `in_chunks`. `coarse` and x [N, C] may be of some rows alone; `entered` is of all."""
         h = x.new_empty(len(plan.coords), self.out_channels)
         for rows, wide in self.conv1.chunks(entered, coarse, chunk_rows(8 * self.out_channels, ctx.frugal)):
             ctx.check()

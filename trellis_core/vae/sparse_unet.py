@@ -18,10 +18,14 @@ from torch import Tensor, nn
 from ..errors import EmptyResultError, InputError
 from ..run import QUIET, RunContext
 from ..sparse.conv import NeighborMap
+from ..sparse.libraries import chosen
 from ..sparse.resample import ResamplePlan, merge_plan, split_plan
 from .blocks import DOWN_BLOCKS, UP_BLOCKS, SparseConvNeXtBlock3d, SparseResBlockC2S3d, plain_norm
 
 OUTER_EPS = 1e-5
+SLAB_ROWS = 1 << 16
+"""Parents whose children a frugal decoder finishes at a time, at most."""
+FEWEST_SLABS = 4
 OUTPUT_ROWS = 1 << 18
 """Rows whose float32 copies the output layer of a decoder reads at a time."""
 
@@ -222,11 +226,37 @@ class SparseUnetVaeDecoder(nn.Module):
                         mask = block.to_subdiv(h)
                         logits.append(mask)
                     plan = plans[level] if plans is not None else self._subdivide(coords, mask)
+                    if plans is None and self._ends_with(level, h, ctx):
+                        raw = self._in_slabs(block, h, nmap, plan, ctx.part(done / total, 1.0))
+                        return ShapeDecoding(raw, plan.coords, logits)
                     h = block(h, nmap, plan) if plans is not None else _up(block, h, nmap, plan, ctx)
                     coords, nmap = plan.coords, plan.neighbors
                 done += 1
                 ctx.report(done / total)
         return ShapeDecoding(self._leave(h), coords, logits)
+
+    def _ends_with(self, level: int, h: Tensor, ctx: RunContext) -> bool:
+        """Whether to go from this level to the output in slabs."""
+        last = level + 2 == len(self.blocks) and not len(self.blocks[-1])
+        ours = isinstance(self.blocks[level][-1], SparseResBlockC2S3d) and chosen(h) is None
+        return ctx.frugal and last and ours and not torch.is_grad_enabled()
+
+    def _in_slabs(self, block: SparseResBlockC2S3d, h: Tensor, nmap: NeighborMap, plan: ResamplePlan, ctx: RunContext) -> Tensor:
+        """The last up-stage and the output [N, out], some parents at a time, together with the neighbours that theirs look at.
+
+        Of the finest level's size, four times that of all others together, nothing is made but voxels and output.
+        """
+        raw = h.new_empty(len(plan.coords), self.params.out_channels, dtype=torch.float32)
+        entered = block.entered(h, ctx)
+        for own in nmap.chunks(min(SLAB_ROWS, -(-nmap.rows // FEWEST_SLABS))):
+            fine = plan.children(own)
+            if fine.stop > fine.start:
+                near = nmap.around(own)
+                part, mine = plan.part(near, own)
+                made = block.climb(entered, h.index_select(0, near), nmap.only(near), part, ctx)
+                raw[fine] = self._leave(made[mine])
+            ctx.report(own.stop / nmap.rows)
+        return raw
 
     def _leave(self, h: Tensor) -> Tensor:
         return torch.cat([self.output_layer(plain_norm(rows.float(), OUTER_EPS)) for rows in h.split(OUTPUT_ROWS)])
