@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import EmptyResultError, InputError
 from ..run import QUIET, RunContext
 from ..values import Mesh, PbrVoxels
+from .budget import check_room
 from .clean import check_mesh, clean, tidy
 from .decimate import TOLERANCE, decimate
 from .fit import Fitted, fit
@@ -111,6 +112,7 @@ def make_asset(
     Raises:
         InputError: malformed mesh or voxels, an atlas too small for the charts, a file that cannot be made small enough.
         EmptyResultError: the mesh has no surface, or there is no voxel.
+        OutOfBudgetError: the memory that a step would take is not there.
     """
     voxels = _check_voxels(voxels)
     surface = check_mesh(*_arrays(mesh))
@@ -122,6 +124,8 @@ def make_asset(
             source = clean(*check_mesh(*_arrays(detail)), 1 / voxels.resolution, part)
     else:
         source = surface
+    if settings.normal_map or settings.occlusion_map:
+        check_room("detail", len(source[1]), int(settings.texture_size) ** 2, ctx)
     deep = Detail(*source, occlusion=settings.occlusion_map)
 
     @cache
@@ -136,8 +140,10 @@ def make_asset(
             levels.append(coarser)
         skins = []
         for number, level in enumerate(levels):
-            step = clock.within(0.45 + 0.45 * number / len(levels), 0.45 + 0.45 * (number + 1) / len(levels))
             texels = max(size >> number, min(size, _LEAST_TEXELS))
+            for name in ("unwrap", "bake"):
+                check_room(name, len(level[1]), texels * texels, ctx)
+            step = clock.within(0.45 + 0.45 * number / len(levels), 0.45 + 0.45 * (number + 1) / len(levels))
             skins.append(make_skin(*level, voxels, settings, texels, step, deep))
         return tuple(skins)
 
@@ -221,8 +227,11 @@ def _refine(
         with clock.step("remesh", 0.0, 0.2) as part:
             gaps = GAP_PER_BAND * settings.remesh_band
             vertices, faces = _arrays(solid_remesh(_mesh(vertices, faces), resolution, part, gaps))
+    check_room("clean", len(faces), 0, clock.ctx)
     with clock.step("clean", 0.2 if settings.remesh else 0.0, 0.3) as part:
         source = clean(vertices, faces, 1 / resolution, part)
+    if settings.decimation_target < len(source[0]):
+        check_room("decimate", len(source[1]), 0, clock.ctx)
     with clock.step("decimate", 0.3, 0.45) as part:
         vertices, faces = _reduced(*source, settings, part)
         return source, (tidy(vertices, faces) if len(faces) < len(source[1]) else source)

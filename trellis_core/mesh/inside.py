@@ -16,7 +16,7 @@ from ..run import QUIET, RunContext
 from .crossings import grid_crossings
 from .topology import Array, blocks, signed_components
 
-NODE_BYTES = 9
+NODE_BYTES = 7
 """Memory that `find_inside` and what follows it take for every node of a lattice."""
 _OUT, _IN = 1, 2
 _LEVELS = (1.0, 0.85, 0.72, 0.61, 0.52, 0.44, 0.37, 0.3, 0.2, 0.0)  # openings, as shares of the widest that closes

@@ -33,7 +33,8 @@ _REST = 0.05  # pull of a vertex towards the mean of its samples, against one pl
 _SNAP = 0.75  # steps that a vertex may move to take up an input vertex in its cell
 _PROJECT = 0.5  # steps that a vertex may move onto the input
 _BOX = 4
-_MEMORY = 2_000_000_000  # bytes for a lattice where no budget is given
+_MEMORY = 3_000_000_000  # bytes to work with where no budget is given
+_FACE_BYTES = 280  # what everything but the lattice takes for each input triangle
 _WIDER = (1.5, 3.0)  # gaps that are tried as well, by the widest that is to be closed
 _TORN = 0.04  # share of the surface that may bound nothing before wider gaps are tried
 _VOTED = 4_000_000  # lattice nodes up to which rays are cast from all of them
@@ -48,7 +49,7 @@ def solid_remesh(mesh: Mesh, resolution: int, ctx: RunContext = QUIET, close_gap
     Args:
         mesh: any triangles in object space; winding, holes, inner surfaces and floating specks do not matter.
         resolution: lattice steps per unit of object space. A flexible dual grid mesh of the same resolution keeps its
-            vertices. Where the lattice would not fit the memory budget (2 GB if none is given) a coarser one is used.
+            vertices. Where it would not fit the memory budget (3 GB if none is given) a coarser lattice is used.
         ctx: told the progress.
         close_gaps: openings up to about this many steps wide count as closed, and up to three times as wide ones where
             that makes much more of the mesh bound something.
@@ -66,7 +67,9 @@ def solid_remesh(mesh: Mesh, resolution: int, ctx: RunContext = QUIET, close_gap
         )
     vertices, faces = merge_vertices(*check_mesh(mesh.vertices.cpu().numpy(), mesh.faces.cpu().numpy()))
     faces = drop_repeated_faces(faces)
-    lattice = _lattice_around(vertices, resolution, margin(_WIDER[-1] * close_gaps), ctx.memory_budget or _MEMORY)
+    memory = ctx.memory_budget or _MEMORY
+    memory = max(memory - _FACE_BYTES * len(faces), memory // 4)
+    lattice = _lattice_around(vertices, resolution, margin(_WIDER[-1] * close_gaps), memory)
     close_gaps = close_gaps / resolution / lattice.step
     place = ((vertices - lattice.origin) / lattice.step).astype(np.float32)
     ctx.report(0.02, "remesh")
