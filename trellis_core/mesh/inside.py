@@ -173,11 +173,12 @@ class _Nearest:
             point = self._samples[rows]
             spot = np.rint(point)
             row = self._place[spot.astype(np.int64) @ self._strides] - self._rooms
-            point = point - spot
-            square = np.einsum("nk,nk->n", point, point)
+            heard = np.flatnonzero(row >= 0)  # a tip that pierces nothing may be far from all walls
+            row, arm = row[heard], (point - spot)[heard]
+            square = np.einsum("nk,nk->n", arm, arm)
             np.minimum.at(self._least, row, square)
             first = self._least[row] == square
-            self._known[row[first]] = np.flatnonzero(first) + rows.start
+            self._known[row[first]] = heard[first] + rows.start
 
     def _pass_on(self, told: Array, learned: Array) -> None:
         """Tell the neighbours of some nodes what these know; marks those that have `learned` something."""
