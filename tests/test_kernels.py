@@ -28,6 +28,7 @@ from trellis_core.flow.slat import SLatFlowModel, SLatFlowParams  # noqa: E402
 from trellis_core.kernels import tuning  # noqa: E402
 from trellis_core.kernels.conv import Config, Tiles, convolve  # noqa: E402
 from trellis_core.kernels.probe import probe  # noqa: E402
+from trellis_core.run import RunContext  # noqa: E402
 from trellis_core.sparse import conv  # noqa: E402
 from trellis_core.sparse.conv import NeighborMap, submanifold_conv3d_reference  # noqa: E402
 from trellis_core.vae.sparse_unet import FlexiDualGridVaeDecoder, SparseUnetVaeDecoder  # noqa: E402
@@ -127,11 +128,13 @@ def test_decoders_give_the_same_with_kernels_in_chunks(kernels_on: None, monkeyp
     with kernels.kernels(False):
         expected = shape(z, coords)
         painted, _ = paint(z, coords, expected.subdivisions)
-    monkeypatch.setattr("trellis_core.vae.blocks.CHUNK_BYTES", {False: 1 << 22, True: 1})
-    found = shape(z, coords)
-    repainted, _ = paint(z, coords, expected.subdivisions)
-    assert torch.equal(found.coords, expected.coords)
-    assert torch.allclose(found.raw, expected.raw, atol=1e-4) and torch.allclose(repainted, painted, atol=1e-4)
+    monkeypatch.setattr("trellis_core.vae.blocks.CHUNK_BYTES", {False: 1 << 22, True: 1 << 20})
+    for frugal in (False, True):  # in slabs, too
+        ctx = RunContext(frugal=frugal)
+        found = shape(z, coords, ctx=ctx)
+        repainted, _ = paint(z, coords, expected.subdivisions, ctx=ctx)
+        assert torch.equal(found.coords, expected.coords)
+        assert torch.allclose(found.raw, expected.raw, atol=1e-4) and torch.allclose(repainted, painted, atol=1e-4)
 
 
 def both_ways(work: Callable[[], Any]) -> tuple[Any, Any]:
