@@ -178,6 +178,19 @@ def test_without_a_budget_a_gpu_s_free_memory_is_it(family: Family, monkeypatch:
     assert with_budget(QUIET, family).memory_budget is None
 
 
+@pytest.mark.parametrize("free", [8 * GB, GB])
+def test_a_run_is_planned_by_what_is_free_but_its_mesh_is_not(free: int, family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trellis_core.stages.with_budget", lambda ctx, family: replace(ctx, memory_budget=free))
+    taken = {False: 3 * GB, True: GB // 2}
+    monkeypatch.setattr("trellis_core.memory.activation_bytes", lambda params, rows, dtype, frugal, *_, **more: taken[frugal])
+    seen = []
+    monkeypatch.setattr(stages, "condition", lambda *_, ctx, **more: seen.append(ctx))
+    monkeypatch.setattr(stages, "sample_structure", lambda *_, **more: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        stages.generate(family, Image.new("RGB", (32, 32)), GenerationSettings(resolution=512), cropped=True)
+    assert seen[0].memory_budget is None and seen[0].frugal == (free == GB)
+
+
 @pytest.mark.parametrize(
     ("option", "said"), [({"attention": "flash3"}, "flash_attn_interface"), ({"convolution": "spconv"}, "spconv")]
 )

@@ -9,6 +9,7 @@ result depends on its inputs alone. Every stage reads one network at a time and 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -291,10 +292,10 @@ def generate(
     route = family.route(settings.resolution, settings.cascade)
     with use_attention(ctx.attention), use_convolution(ctx.convolution):
         pass  # a package that is not there is told now, not after the first network
-    ctx = with_budget(ctx, family)
-    if ctx.memory_budget is not None:
-        plan = plan_run(family, settings, ctx)
-        settings, ctx = plan.settings, plan.ctx
+    budgeted = with_budget(ctx, family)
+    if budgeted.memory_budget is not None:
+        plan = plan_run(family, settings, budgeted)
+        settings, ctx = plan.settings, replace(ctx, frugal=plan.ctx.frugal)  # what is free on a GPU limits no mesh work
     if not family.loras and any(getattr(settings, name) for name in LORA_FIELDS):
         from .lora.source import loras_of
         from .lora.stack import place
