@@ -133,7 +133,7 @@ def test_a_long_slit_is_closed() -> None:
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_a_wider_slit_is_closed_also_where_a_coarser_lattice_is_asked_first(monkeypatch: pytest.MonkeyPatch, large: bool) -> None:
+def test_a_wider_slit_is_closed_also_where_a_coarser_lattice_is_asked(monkeypatch: pytest.MonkeyPatch, large: bool) -> None:
     resolution = 40
     intact = decoded(ball(0.35), resolution)
     middle = intact.vertices[intact.faces.long()].mean(1)

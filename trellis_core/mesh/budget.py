@@ -1,6 +1,6 @@
 """Memory that the steps from mesh to asset take, known before they start.
 
-All steps work in blocks of a fixed size, so beside that they take so many bytes for every triangle and every texel that they hold.
+All steps work in blocks of a fixed size; beside these they take so many bytes for every triangle and every texel.
 """
 
 from __future__ import annotations

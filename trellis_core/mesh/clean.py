@@ -83,7 +83,7 @@ def clean(vertices: Array, faces: Array, voxel: float, ctx: RunContext = QUIET) 
     ctx.report(0.1)
     faces = _drop_degenerate(faces)
     if not len(faces):
-        raise EmptyResultError("Nothing is left of the mesh when its vertices are merged: all its parts are smaller than a voxel.")
+        raise EmptyResultError("Nothing is left of the mesh when its vertices are merged: no part is as large as a voxel.")
     wound = _wind_parts(vertices, *_distinct(faces), ctx.part(0.3, 0.7))
     vertices, faces, label, area = _close_up(wound, max(HOLE_VOXELS * voxel, HOLE_PERIMETER))
     ctx.report(0.9)

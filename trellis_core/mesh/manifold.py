@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .topology import Array, Edges, edges, face_components, graph_components, manifold_pairs, next_side, rim_edges
+from .topology import Array, Edges, edges, face_components, graph_components, manifold_pairs, next_side, rim_edges, tip
 
 _PART = 0.02
 """How far a parted vertex moves into its own sheet, as a share of the way to the middle of its faces."""
@@ -35,8 +35,8 @@ def make_manifold(vertices: Array, faces: Array) -> tuple[Array, Array]:
     where an even number of faces meets.
 
     At an edge of three or more faces, neighbours in angle around it are paired, as flat as possible; a pair never passes
-    through another, so touching solids stay closed, and a loose sheet that meets a wall is let go before the wall is. Corners that no pair connects become vertices of
-    their own. Where two pairs still share both ends of an edge, all but one get a new vertex in its middle. New
+    through another, so touching solids stay closed, and a loose sheet that meets a wall is let go before the wall is.
+    Corners that no pair connects become vertices of their own. Where two pairs still share both ends of an edge, all but one get a new vertex in its middle. New
     vertices are moved slightly into their own sheet, so that no later merging of positions undoes the repair.
 
     Args:
@@ -112,7 +112,7 @@ def _pair_around(vertices: Array, faces: Array, sides: Array, pairs: Array, loos
     count, k = sides.shape
     low, high = (vertices[pairs[:, i]].astype(np.float64) for i in range(2))
     axis = _unit(high - low)[:, None]
-    opposite = vertices[faces.reshape(-1)[next_side(next_side(sides))]] - low[:, None]
+    opposite = vertices[tip(faces, sides)] - low[:, None]
     arm = opposite - (opposite * axis).sum(-1, keepdims=True) * axis
     across = np.cross(axis, _unit(arm[:, :1]))
     angle = np.arctan2((arm * across).sum(-1), (arm * arm[:, :1]).sum(-1) / np.linalg.norm(arm[:, :1], axis=-1).clip(1e-30))
@@ -187,8 +187,8 @@ def _split_edges(vertices: Array, faces: Array, shared: Edges, partner: Array) -
     side, other = side[free], other[free]
     middle = np.arange(len(side)) + len(vertices)
     tips = faces.reshape(-1)
-    tip = (vertices[tips[next_side(next_side(side))]] + vertices[tips[next_side(next_side(np.where(other < 0, side, other)))]]) / 2
-    points = (vertices[tips[side]] + vertices[tips[next_side(side)]]) / 2 * (1 - _PART) + tip * _PART
+    across = (vertices[tip(faces, side)] + vertices[tip(faces, np.where(other < 0, side, other))]) / 2
+    points = (vertices[tips[side]] + vertices[tips[next_side(side)]]) / 2 * (1 - _PART) + across * _PART
     faces = faces.copy()
     added = []
     for sides, new in ((side, middle), (other[other >= 0], middle[other >= 0])):

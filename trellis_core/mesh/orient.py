@@ -238,7 +238,7 @@ def _nesting(vertices: Array, faces: Array, labels: Array, closed: Array) -> Arr
 
 
 def _met(vertices: Array, faces: Array, owner: Array, points: Array) -> list[Array]:
-    """For each axis the faces with an owner whose box, seen along it, may have one of the points [N, 3] in it: int64 [M] each."""
+    """For each axis the faces, of those with an owner, whose box may hold one of the points [N, 3] when seen along it."""
     low = points.min(0).astype(np.float32)
     scale = ((_BINS - 1) / (points.max(0) - low).clip(1e-6)).astype(np.float32)
     bins = ((points - low) * scale).astype(np.int64).clip(0, _BINS - 1)

@@ -110,7 +110,8 @@ def stable_order(keys: Array, *, overwrite: bool = False) -> tuple[Array, Array]
 def without(found: Edges, keep: Array) -> Edges:
     """The edges that remain, and their sides renumbered, when only the faces `keep` (bool [F]) stay."""
     stays = keep[found.order // 3]
-    left = found.counts - np.bincount(np.searchsorted(found.start, np.flatnonzero(~stays), "right") - 1, minlength=len(found.start))
+    gone = np.searchsorted(found.start, np.flatnonzero(~stays), "right") - 1
+    left = found.counts - np.bincount(gone, minlength=len(found.start))
     old = found.order[stays]
     order = old - 3 * np.cumsum(~keep, dtype=old.dtype)[old // 3]
     left = left[left > 0]
