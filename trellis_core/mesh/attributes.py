@@ -102,7 +102,7 @@ def _sample(
         empty = (~found).nonzero()[:, 0]
         lost = place(empty)
         finite = lost.isfinite().all(1)
-        sampled[empty[finite]] = feats[nearest_voxel(coords, lost[finite])].float()
+        sampled[empty[finite]] = feats[nearest_voxel(coords, lost[finite], ctx)].float()
     return sampled
 
 
@@ -164,14 +164,18 @@ def _bounded(query: Tensor, shape: tuple[int, int, int]) -> Tensor:
     return place.nan_to_num_(-2.0)
 
 
-def nearest_voxel(coords: Tensor, query: Tensor) -> Tensor:
+def nearest_voxel(coords: Tensor, query: Tensor, ctx: RunContext = QUIET) -> Tensor:
     """Row int64 [P] of the voxel of `coords` [N, 3], N >= 1, whose centre is nearest to each finite point [P, 3]."""
     if not len(query):
         return torch.zeros(0, dtype=torch.int64, device=query.device)
     from scipy.spatial import cKDTree
 
     tree = cKDTree(coords.cpu().numpy() + 0.5, compact_nodes=False, balanced_tree=False)
-    return torch.from_numpy(tree.query(query.cpu().numpy())[1]).to(query.device)
+    found = []
+    for some in query.cpu().split(_POINTS):
+        ctx.check()
+        found.append(torch.from_numpy(tree.query(some.numpy())[1]))
+    return torch.cat(found).to(query.device)
 
 
 def grid_sample_3d_reference(feats: Tensor, coords: Tensor, query: Tensor) -> Tensor:

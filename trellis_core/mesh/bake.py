@@ -100,8 +100,7 @@ def bake(
             strays.append((lost + start, position[lost]))
     if strays:
         lost, position = (torch.cat(parts) for parts in zip(*strays, strict=True))
-        nearest = nearest_voxel(voxels.coords, position.nan_to_num(0.0))
-        alpha[lost] = paint(texels.number[lost], 255 * layout[nearest])
+        alpha[lost] = paint(texels.number[lost], 255 * layout[_nearest(voxels, position, ctx)])
     mode, see_through = decide_alpha(alpha) if len(alpha) else ("OPAQUE", 0.0)
     mode = alpha_mode or mode
     ctx.report(0.8)
@@ -119,6 +118,15 @@ def bake(
     return Bake(
         color, material[..., :3].contiguous(), mode, see_through, torch.bincount(texels.face, minlength=len(corners))
     )
+
+
+def _nearest(voxels: PbrVoxels, points: Tensor, ctx: RunContext) -> Tensor:
+    """Row int64 [P] of a voxel nearest to the cell of each of points [P, 3]; there may be millions, where voxels are few."""
+    side = voxels.resolution
+    cell = points.nan_to_num(0.0).floor().clamp_(-side, 2 * side - 1).long() + side
+    keys, inverse = ((cell[:, 0] * 3 * side + cell[:, 1]) * 3 * side + cell[:, 2]).unique(return_inverse=True)
+    centres = torch.stack([keys // (3 * side) ** 2, keys // (3 * side) % (3 * side), keys % (3 * side)], dim=1) - side + 0.5
+    return nearest_voxel(voxels.coords, centres, ctx)[inverse]
 
 
 def decide_alpha(alpha: Tensor) -> tuple[str, float]:
