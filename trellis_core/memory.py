@@ -29,6 +29,10 @@ FEWEST_TOKENS = 4096
 T = TypeVar("T")
 
 
+def _said(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
+
+
 @dataclass(frozen=True)
 class Step:
     """One network's turn: `rows` as `footprint.activation_bytes` counts, bytes of its weights and of its activations."""
@@ -58,12 +62,12 @@ class Plan:
 
     def text(self) -> str:
         """A table for people."""
-        lines = [f"{'network':32} {'rows':>10} {'weights':>9} {'work':>9} {'together':>9}   (GB)"]
+        lines = [f"{'network':32} {'rows':>10} {'weights':>9} {'work':>9} {'together':>9}"]
         for s in self.steps:
-            parts = "".join(f" {size / 1e9:9.2f}" for size in (s.weights, s.activations, s.total))
+            parts = "".join(f" {_said(size):>9}" for size in (s.weights, s.activations, s.total))
             lines.append(f"{s.role:32} {s.rows:10,}{parts}")
         how = "saving memory" if self.ctx.frugal else "at full speed"
-        lines.append(f"Peak {self.peak / 1e9:.2f} GB, {how}, at most {self.settings.max_num_tokens:,} tokens.")
+        lines.append(f"Peak {_said(self.peak)}, {how}, at most {self.settings.max_num_tokens:,} tokens.")
         return "\n".join(lines)
 
 
@@ -154,9 +158,9 @@ def _facts(network: NetworkFile, device: torch.device, dtype: torch.dtype | None
 def _refusal(family: Family, settings: GenerationSettings, plan: Plan, samples: int) -> str:
     worst, budget = max(plan.steps, key=lambda step: step.total), plan.ctx.memory_budget
     text = (
-        f"Resolution {settings.resolution} takes {plan.peak / 1e9:.2f} GB when saving memory, the budget is "
-        f"{budget / 1e9:.2f} GB. Most is taken by {worst.role}: {worst.weights / 1e9:.2f} GB of weights, "
-        f"{worst.activations / 1e9:.2f} GB of work."
+        f"Resolution {settings.resolution} takes {_said(plan.peak)} when saving memory, the budget is "
+        f"{_said(budget)}. Most is taken by {worst.role}: {_said(worst.weights)} of weights, "
+        f"{_said(worst.activations)} of work."
     )
     for resolution in sorted((r for r in family.resolutions if r < settings.resolution), reverse=True):
         smaller = settings.model_copy(update={"resolution": resolution})
