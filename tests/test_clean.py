@@ -84,6 +84,16 @@ def test_touching_cubes_become_manifold_and_stay_closed(centres: list[tuple[floa
     assert edges(welded).counts.max() == 2, "merging equal positions must not undo the repair"
 
 
+@pytest.mark.parametrize("patience", [0, 10, 25])
+def test_a_cancel_is_obeyed_between_blocks(patience: int) -> None:
+    asked = []
+    vertices, faces = torus(steps=200)
+    ctx = RunContext(is_cancelled=lambda: asked.append(1) or len(asked) > patience)
+    with pytest.raises(Cancelled):
+        clean(vertices.astype(np.float32), faces.astype(np.int32), 1 / 256, ctx)
+    assert len(asked) == patience + 1
+
+
 def test_random_blocks_become_manifold() -> None:
     """Every corner and edge contact that blocks can have."""
     filled = np.pad(np.random.default_rng(5).random((6, 6, 6)) < 0.4, 1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -60,3 +62,20 @@ class RunContext:
 
 QUIET = RunContext()
 """A context on the CPU that nobody listens to: the default of every public function."""
+
+_obeyed: ContextVar[RunContext] = ContextVar("obeyed", default=QUIET)
+
+
+@contextmanager
+def obeying(ctx: RunContext) -> Iterator[None]:
+    """Inside, `check_obeyed` asks this context: for small functions of the mesh package that loop over blocks."""
+    token = _obeyed.set(ctx)
+    try:
+        yield
+    finally:
+        _obeyed.reset(token)
+
+
+def check_obeyed() -> None:
+    """Raise `Cancelled` if the run that this is part of is to stop."""
+    _obeyed.get().check()

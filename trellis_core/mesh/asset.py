@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import EmptyResultError, InputError
-from ..run import QUIET, RunContext
+from ..run import QUIET, RunContext, obeying
 from ..values import Mesh, PbrVoxels
 from .budget import check_room
 from .clean import check_mesh, clean, tidy
@@ -131,10 +131,11 @@ def make_asset(
     @cache
     def dress(vertices: int, size: int) -> tuple[Skin, ...]:
         """The surface with at most so many vertices, and its coarser levels."""
-        levels = [tidy(*decimate(*surface, vertices, clock.ctx.part(0.45, 0.45)))] if vertices < len(surface[0]) else [surface]
+        again = clock.ctx.part(0.45, 0.45)
+        levels = [tidy(*decimate(*surface, vertices, again), again)] if vertices < len(surface[0]) else [surface]
         while len(levels) <= settings.lods:
             target = len(levels[-1][0]) // _SHARE
-            coarser = tidy(*decimate(*levels[-1], max(target, _LEAST_VERTICES), clock.ctx.part(0.45, 0.45)))
+            coarser = tidy(*decimate(*levels[-1], max(target, _LEAST_VERTICES), again), again)
             if len(coarser[1]) > 0.8 * len(levels[-1][1]):
                 break
             levels.append(coarser)
@@ -224,7 +225,7 @@ def _refine(
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """The clean surface, and the same with as many vertices or faces as wanted."""
     if settings.remesh:
-        with clock.step("remesh", 0.0, 0.2) as part:
+        with clock.step("remesh", 0.0, 0.2) as part, obeying(part):
             gaps = GAP_PER_BAND * settings.remesh_band
             vertices, faces = _arrays(solid_remesh(_mesh(vertices, faces), resolution, part, gaps))
     check_room("clean", len(faces), 0, clock.ctx)
@@ -233,8 +234,8 @@ def _refine(
     if settings.decimation_target < len(source[0]):
         check_room("decimate", len(source[1]), 0, clock.ctx)
     with clock.step("decimate", 0.3, 0.45) as part:
-        vertices, faces = _reduced(*source, settings, part)
-        return source, (tidy(vertices, faces) if len(faces) < len(source[1]) else source)
+        vertices, faces = _reduced(*source, settings, part.part(0.0, 0.9))
+        return source, (tidy(vertices, faces, part.part(0.9, 1.0)) if len(faces) < len(source[1]) else source)
 
 
 def _reduced(vertices: Array, faces: Array, settings: GenerationSettings, ctx: RunContext) -> tuple[Array, Array]:

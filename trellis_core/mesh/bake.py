@@ -70,7 +70,9 @@ def bake(
     if back is not None:
         a, b = points[:, 1] - points[:, 0], points[:, 2] - points[:, 0]
         upright = torch.nn.functional.normalize(torch.linalg.cross(a, b), dim=1, eps=1e-30)
+    ctx.report(0.02)
     place = Interpolator(corners, (points + 0.5) * voxels.resolution)
+    ctx.report(0.05)
     attrs = voxels.attrs.float().nan_to_num(0.0)
     layout = torch.cat([attrs[:, _COLOR], torch.ones_like(attrs[:, :1]), attrs[:, _MATERIAL]], dim=1)
     sampler = Trilinear(255 * layout, voxels.coords, voxels.resolution)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import EmptyResultError, InputError
-from ..run import QUIET, RunContext
+from ..run import QUIET, RunContext, obeying
 from .holes import close_loops
 from .manifold import part_sheets
 from .orient import find_facets, turn_outward, wind
@@ -79,28 +79,31 @@ def clean(vertices: Array, faces: Array, voxel: float, ctx: RunContext = QUIET) 
     Raises:
         EmptyResultError: no face has three different corners.
     """
-    vertices, faces = merge_vertices(vertices, faces)
-    ctx.report(0.1)
-    faces = _drop_degenerate(faces)
-    if not len(faces):
-        raise EmptyResultError("Nothing is left of the mesh when its vertices are merged: no part is as large as a voxel.")
-    wound = _wind_parts(vertices, *_distinct(faces), ctx.part(0.3, 0.7))
-    vertices, faces, label, area = _close_up(wound, max(HOLE_VOXELS * voxel, HOLE_PERIMETER))
-    ctx.report(0.9)
-    specks = _specks(vertices, faces, label, area, voxel)
-    vertices, faces, _ = compact(vertices, faces[~specks] if specks.any() else faces)
-    ctx.report(1.0)
-    return vertices, faces
+    with obeying(ctx):
+        vertices, faces = merge_vertices(vertices, faces)
+        ctx.report(0.1)
+        faces = _drop_degenerate(faces)
+        if not len(faces):
+            raise EmptyResultError("Nothing is left of the mesh when its vertices are merged: no part is as large as a voxel.")
+        wound = _wind_parts(vertices, *_distinct(faces), ctx.part(0.3, 0.7))
+        vertices, faces, label, area = _close_up(wound, max(HOLE_VOXELS * voxel, HOLE_PERIMETER))
+        ctx.report(0.9)
+        specks = _specks(vertices, faces, label, area, voxel)
+        ctx.report(0.95)
+        vertices, faces, _ = compact(vertices, faces[~specks] if specks.any() else faces)
+        ctx.report(1.0)
+        return vertices, faces
 
 
 def tidy(vertices: Array, faces: Array, ctx: RunContext = QUIET) -> tuple[Array, Array]:
     """What decimation leaves to mend: repeated faces, and edges that collapses made non-manifold."""
-    faces, found = _distinct(_drop_degenerate(faces))
-    ctx.report(0.4)
-    if (found.counts != 2).any():
-        vertices, faces, _, _ = _close_up(_wind_parts(vertices, faces, found, ctx.part(0.4, 0.9)), 0.0)
-    vertices, faces, _ = compact(vertices, faces)
-    return vertices, faces
+    with obeying(ctx):
+        faces, found = _distinct(_drop_degenerate(faces))
+        ctx.report(0.4)
+        if (found.counts != 2).any():
+            vertices, faces, _, _ = _close_up(_wind_parts(vertices, faces, found, ctx.part(0.4, 0.9)), 0.0)
+        vertices, faces, _ = compact(vertices, faces)
+        return vertices, faces
 
 
 class _Wound(NamedTuple):

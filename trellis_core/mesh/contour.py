@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..run import check_obeyed
 from .inside import Lattice
 from .topology import Array
 
@@ -173,6 +174,7 @@ def _patterns(inside: Array, lattice: Lattice) -> Array:
     pattern = np.zeros(lattice.shape, np.uint8)
     inner = pattern[:-1, :-1, :-1]
     for k in range(8):
+        check_obeyed()
         x, y, z = k & 1, k >> 1 & 1, k >> 2
         shifted = grid[x : x + inner.shape[0], y : y + inner.shape[1], z : z + inner.shape[2]]
         inner |= shifted.astype(np.uint8) << np.uint8(k)

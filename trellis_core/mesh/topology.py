@@ -13,6 +13,8 @@ from functools import cached_property
 
 import numpy as np
 
+from ..run import check_obeyed
+
 Array = np.ndarray
 
 
@@ -270,8 +272,13 @@ def tip(faces: Array, side: Array) -> Array:
 
 
 def blocks(count: int) -> Iterator[slice]:
-    """Slices that cover 0..count, so short that what is made of them stays in the processor's cache."""
-    return (slice(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK))
+    """Slices that cover 0..count, so short that what is made of them stays in the processor's cache.
+
+    A cancel of the run that is obeyed takes effect between them.
+    """
+    for start in range(0, count, _BLOCK):
+        check_obeyed()
+        yield slice(start, min(start + _BLOCK, count))
 
 
 def labels_at(points: Array, faces: Array, label: Array, count: int) -> Array:
