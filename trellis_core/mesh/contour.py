@@ -115,6 +115,7 @@ def fill_pinches(inside: Array, lattice: Lattice) -> Array:
         active = np.flatnonzero((pattern != 0) & (pattern != 255))
         filled = []
         for axis, stride in enumerate(lattice.strides):
+            check_obeyed()
             low = active[table.pinched[pattern[active], 2 * axis + 1]]
             low = low[table.pinched[pattern[low + stride], 2 * axis]]
             u, v = (lattice.strides[k] for k in _OTHERS[axis])
@@ -137,6 +138,7 @@ def solid_quads(inside: Array, lattice: Lattice) -> Quads:
     first[cells] = np.cumsum(amount) - amount
     edges, corners = [], []
     for axis, stride in enumerate(lattice.strides):
+        check_obeyed()
         node = np.flatnonzero(inside[:-stride] != inside[stride:])
         back = _RING[axis]
         cell = node[:, None] - back @ np.array(lattice.strides)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..run import QUIET, RunContext
+from ..run import QUIET, RunContext, check_obeyed
 from .crossings import grid_crossings
 from .topology import Array, blocks, signed_components
 
@@ -104,6 +104,7 @@ def find_inside(walls: Array, samples: Array, lattice: Lattice, close_gaps: floa
     near = _dilate(near.reshape(lattice.shape), _reach(close_gaps))
     ctx.report(0.1)
     place, rooms = ndimage.label(~near)
+    ctx.check()
     near, place = near.reshape(-1), place.reshape(-1)
 
     # A graph of the nodes near walls one by one, and of each connected room away from walls as a whole.
@@ -124,6 +125,7 @@ def _dilate(grid: Array, steps: int) -> Array:
     """Grow the true nodes of bool [I, J, K] by a cube of `steps` to every side."""
     for axis in range(3):
         for _ in range(steps):
+            check_obeyed()
             lower, upper = np.moveaxis(grid, axis, 0)[:-1], np.moveaxis(grid, axis, 0)[1:]
             grid = grid.copy()
             grown = np.moveaxis(grid, axis, 0)

@@ -108,7 +108,7 @@ def _decide(
     if len(loose) < few or not close_gaps:
         return best
     small = lattice.size <= _VOTED
-    coarse = None if small else _Case.coarser(capped, caps_from, lattice)
+    coarse = None if small else _Case.coarser(capped, caps_from, lattice, ctx.part(0.3, 0.3))
     hopeless = 0 if small else len(coarse.enclose(close_gaps / 2, ctx.part(0.3, 0.4, "remesh"))[1])
     for nth, wider in enumerate(_WIDER):
         part = ctx.part(0.4 + 0.25 * nth, 0.65 + 0.25 * nth, "remesh")
@@ -144,13 +144,13 @@ class _Case(NamedTuple):
         return cls(lattice, walls.edge[run_starts(walls.edge)], real[run_starts(real)], samples)
 
     @classmethod
-    def coarser(cls, capped: tuple[Array, Array], caps_from: int, lattice: Lattice) -> _Case:
+    def coarser(cls, capped: tuple[Array, Array], caps_from: int, lattice: Lattice, ctx: RunContext) -> _Case:
         """The same mesh in a lattice of twice the step, with room for openings as wide."""
         pad = margin(_WIDER[-1])
         shape = tuple(-(-nodes // 2) + 2 * pad for nodes in lattice.shape)
         half = Lattice(lattice.origin - 2 * pad * lattice.step, 2 * lattice.step, shape)
         vertices = capped[0] / 2 + np.float32(pad)
-        return cls.of(find_walls(vertices[capped[1]], half), (vertices, capped[1]), caps_from, half)
+        return cls.of(find_walls(vertices[capped[1]], half, ctx), (vertices, capped[1]), caps_from, half)
 
     def enclose(self, close_gaps: float, ctx: RunContext) -> tuple[Array, Array]:
         """Inside nodes bool [lattice.size] when gaps so wide are closed, and `loose` edges."""
@@ -216,6 +216,7 @@ def _surface(
 ) -> tuple[Array, Array]:
     """Vertices float64 [V, 3] in lattice steps, and triangles."""
     row = _outermost(quads.edge, inside, walls)
+    ctx.report(0.1)
     vertices, sampled = _fit(quads, row, walls, normals, lattice)
     ctx.report(0.3)
     kept = _take_input_vertices(vertices, quads.cell, quads.alone & sampled, source[0], lattice)
