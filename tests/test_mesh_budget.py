@@ -7,14 +7,17 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.solid_objects import decoded, torus
 from trellis_core.errors import OutOfBudgetError
+from trellis_core.family import load_family
 from trellis_core.mesh.asset import make_asset
 from trellis_core.mesh.budget import check_room, step_bytes
 from trellis_core.mesh.clean import clean
 from trellis_core.run import RunContext
 from trellis_core.settings import GenerationSettings
+from trellis_core.stages import generate
 
 
 def test_a_step_that_will_not_fit_is_refused_before_it_starts() -> None:
@@ -25,6 +28,14 @@ def test_a_step_that_will_not_fit_is_refused_before_it_starts() -> None:
         make_asset(mesh, voxels, GenerationSettings(texture_size=4096, remesh=False), ctx)
     assert seen[-1] == "decimate"
     assert make_asset(mesh, voxels, GenerationSettings(texture_size=1024, remesh=False), ctx).report.faces > 0
+
+
+def test_textures_that_cannot_fit_are_refused_before_the_networks_run() -> None:
+    seen: list[float] = []
+    ctx = RunContext(memory_budget=500_000_000, on_progress=lambda fraction, _: seen.append(fraction))
+    with pytest.raises(OutOfBudgetError, match="texture_size"):
+        generate(load_family("mini"), Image.new("RGB", (64, 64)), GenerationSettings(texture_size=4096), ctx=ctx)
+    assert not seen
 
 
 def test_maps_of_the_detail_are_counted() -> None:

@@ -25,6 +25,7 @@ from .flow.sampler import flow_schedule
 from .image.dino import image_to_pixels
 from .image.preprocess import Matte, preprocess
 from .memory import plan_run, recovering, with_budget
+from .mesh.budget import check_room
 from .mesh.dual_grid import dual_grid_to_mesh
 from .run import QUIET, RunContext
 from .sampling import LOADED, Estimate, LatentSampling, Watch, denoise, tokens_of
@@ -286,8 +287,8 @@ def generate(
 ) -> Asset:
     """All stages: one picture to one asset; `matte` and `cropped` as for `condition`.
 
-    Settings, attention, memory budget and picture are checked before the first network is read. LoRAs that the settings name are put
-    on the family, unless it has LoRAs already (see `lora.stack.place`).
+    Settings, attention, memory budget and picture are checked before the first network is read. LoRAs that the settings
+    name are put on the family, unless it has LoRAs already (see `lora.stack.place`).
     """
     route = family.route(settings.resolution, settings.cascade)
     with use_attention(ctx.attention), use_convolution(ctx.convolution):
@@ -296,6 +297,8 @@ def generate(
     if budgeted.memory_budget is not None:
         plan = plan_run(family, settings, budgeted)
         settings, ctx = plan.settings, replace(ctx, frugal=plan.ctx.frugal)  # what is free on a GPU limits no mesh work
+    for step in ("unwrap", "bake"):
+        check_room(step, 0, int(settings.texture_size) ** 2, ctx)  # what is certain already
     if not family.loras and any(getattr(settings, name) for name in LORA_FIELDS):
         from .lora.source import loras_of
         from .lora.stack import place

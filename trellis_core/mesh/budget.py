@@ -36,9 +36,9 @@ def check_room(step: str, faces: int, texels: int, ctx: RunContext) -> None:
     """
     need, room = step_bytes(step, faces, texels), _room(ctx)
     if room is not None and need > room:
-        at = f" with {texels:,} texels" if texels else ""
+        parts = [f"{count:,} {name}" for count, name in ((faces, "triangles"), (texels, "texels")) if count]
         raise OutOfBudgetError(
-            f"The step {step!r} takes about {need / 1e9:.2f} GB of memory for {faces:,} triangles{at}, and there are "
+            f"The step {step!r} takes about {need / 1e9:.2f} GB of memory for {' and '.join(parts)}, and there are "
             f"{room / 1e9:.2f} GB for it. {_ADVICE.get(step, _USUAL_ADVICE)}, or close other programs."
         )
 
