@@ -19,7 +19,7 @@ _ANGLES = 16
 _OVERLAP = 1e-4
 """Share of texels that may be covered twice before the folds that cause it are cut off."""
 _UNFOLD_ROUNDS = 4
-_SKETCH, _FILL = 0.6, 0.6
+_SKETCH, _FILL = 0.5, 0.6
 """Scale at which folds are looked for, against that in the atlas; and the share of the atlas that charts usually reach."""
 
 
@@ -65,11 +65,15 @@ def unwrap(
         InputError: more charts than the atlas has room for.
     """
     chart, axis = cut_charts(surface, options, ctx.part(0.0, 0.3, "unwrap"))
+    suspects = np.arange(len(chart))
     for round_ in range(_UNFOLD_ROUNDS):
-        folded = _folded(surface, chart, axis, size, ctx.part(0.3 + 0.05 * round_, 0.35 + 0.05 * round_, "unwrap"))
-        if not folded.any():
+        part = ctx.part(0.3 + 0.05 * round_, 0.35 + 0.05 * round_, "unwrap")
+        suspects = _folded(surface, suspects, chart, axis, size, part)
+        if not len(suspects):
             break
-        chart = split(surface, chart, folded)
+        apart = np.zeros(len(chart), bool)
+        apart[suspects] = True
+        chart = split(surface, chart, apart)  # what stays has no folds; what leaves may have
         axis = chart_axes(surface, chart)
     flat = _lay_out(surface, chart, axis, size, padding, ctx.part(0.5, 1.0, "unwrap"))
     ctx.report(1.0)
@@ -97,41 +101,45 @@ def texel_corners(uvs: Array, faces: Array, size: int) -> Tensor:
     return torch.from_numpy(uvs[faces]) * size
 
 
-def _folded(surface: Surface, chart: Array, axis: Array, size: int, ctx: RunContext) -> Array:
-    """Faces bool [F] that lie behind others of their chart, seen along its axis; none while they are few.
+def _folded(surface: Surface, faces: Array, chart: Array, axis: Array, size: int, ctx: RunContext) -> Array:
+    """Which of some `faces` int64 [N] lie behind others of them in their chart, seen along its axis; none while they are few.
 
     All charts are drawn side by side, at a coarser scale than in an atlas of `size`.
     """
-    right, down = (np.ascontiguousarray(view.T) for view in basis(axis))
-    points = np.ascontiguousarray(surface.vertices.T, np.float64)
-    corners = np.empty((len(chart), 3, 2), np.float32)
-    for rows in blocks(len(chart)):
-        views = [view.take(chart[rows], axis=1) for view in (right, down)]
+    views = [np.ascontiguousarray(view.T, np.float32) for view in basis(axis)]
+    points = np.ascontiguousarray(surface.vertices.T)
+    owner = chart[faces]
+    flat = np.empty((2, 3, len(faces)), np.float32)
+    for rows in blocks(len(faces)):
+        right, down = (view.take(owner[rows], axis=1) for view in views)
         for k in range(3):
-            corner = points.take(surface.faces[rows, k], axis=1)
-            corners[rows, k] = np.stack([(corner * view).sum(0) for view in views], axis=1)
-    low, high = np.full((len(axis), 2), np.inf, np.float32), np.full((len(axis), 2), -np.inf, np.float32)
-    for k in range(2):
-        np.minimum.at(low[:, k], chart, corners[:, :, k].min(1))
-        np.maximum.at(high[:, k], chart, corners[:, :, k].max(1))
-    box = high.astype(np.float64) - low
+            x, y, z = points.take(surface.faces[faces[rows], k], axis=1)
+            flat[0, k, rows] = x * right[0] + y * right[1] + z * right[2]
+            flat[1, k, rows] = x * down[0] + y * down[1] + z * down[2]
+    low, high = np.full((2, len(axis)), np.inf, np.float32), np.full((2, len(axis)), -np.inf, np.float32)
+    for side in range(2):
+        a, b, c = flat[side]
+        np.minimum.at(low[side], owner, np.minimum(np.minimum(a, b), c))
+        np.maximum.at(high[side], owner, np.maximum(np.maximum(a, b), c))
+    box = np.maximum(high.astype(np.float64) - low, 0).T
     area = float((surface.area * surface.facing(axis, chart)).sum())
-    scale = _SKETCH * size * min(np.sqrt(_FILL / max(area, 1e-300)), 1 / box.max(), np.sqrt(2 / box.prod(1).sum().clip(1e-300)))
+    boxes = box.prod(1).sum()
+    scale = _SKETCH * size / max(np.sqrt(area / _FILL), box.max(), np.sqrt(boxes / 2), 1e-300)  # wires have large boxes
     corner, width, height = _in_rows(np.ceil(scale * box).astype(np.int64) + 1, size)
-    corners -= low[chart][:, None]
-    corners *= np.float32(scale)
-    corners += corner.astype(np.float32)[chart][:, None]
-    parts = list(rasterise(torch.from_numpy(corners), width, ctx, height))
+    shift = (corner.T - scale * low).astype(np.float32)
+    for rows in blocks(len(faces)):
+        flat[:, :, rows] *= np.float32(scale)
+        flat[:, :, rows] += shift.take(owner[rows], axis=1)[:, None]
+    parts = list(rasterise(torch.from_numpy(flat).permute(2, 1, 0), width, ctx, height))
     number, face = torch.cat([part.number for part in parts]), torch.cat([part.face for part in parts])
     crowded = torch.bincount(number, minlength=1)[number] > 1
-    number, face = number[crowded].numpy(), face[crowded].numpy()
-    folded = np.zeros(len(chart), bool)
-    if len(face) > 2 * _OVERLAP * len(crowded):
-        centre = surface.vertices[surface.faces[face]].mean(1)
-        depth = (centre * axis[chart[face]]).sum(1)
-        order = np.lexsort((face, -depth, number))
-        folded[face[order][1:][number[order][1:] == number[order][:-1]]] = True
-    return folded
+    number, face = number[crowded].numpy(), faces[face[crowded].numpy()]
+    if len(face) <= 2 * _OVERLAP * len(crowded):
+        return faces[:0]
+    centre = surface.vertices[surface.faces[face]].mean(1)
+    depth = (centre * axis[chart[face]]).sum(1)
+    order = np.lexsort((face, -depth, number))
+    return np.unique(face[order][1:][number[order][1:] == number[order][:-1]])
 
 
 def _in_rows(extent: Array, width: int) -> tuple[Array, int, int]:
