@@ -13,7 +13,7 @@ from trellis_core.mesh import remesh
 from trellis_core.mesh.contour import fill_pinches, patch_table, solid_quads, split_quads
 from trellis_core.mesh.distance import unsigned_distance
 from trellis_core.mesh.dual_grid import dual_grid_to_mesh
-from trellis_core.mesh.inside import Lattice
+from trellis_core.mesh.inside import Lattice, label_parts
 from trellis_core.mesh.remesh import solid_remesh
 from trellis_core.mesh.topology import edges, face_areas, face_components
 from trellis_core.values import Mesh
@@ -232,6 +232,18 @@ def test_bad_input_is_refused() -> None:
         solid_remesh(mesh, 8, close_gaps=-1)
     with pytest.raises((InputError, EmptyResultError)):
         solid_remesh(Mesh(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.int32)), 8)
+
+
+@pytest.mark.parametrize("filled", [0.0, 0.3, 0.7, 1.0])
+def test_connected_parts_are_those_of_scipy(filled: float) -> None:
+    from scipy import ndimage
+
+    grid = np.random.default_rng(3).random((9, 11, 13)) < filled
+    place, count = label_parts(grid)
+    expected, number = ndimage.label(grid)
+    assert count == number or not grid.any()
+    pairs = np.unique(np.stack([place[grid.reshape(-1)], expected[grid]]), axis=1)
+    assert pairs.shape[1] == number
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])

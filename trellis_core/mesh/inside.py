@@ -96,20 +96,17 @@ def find_inside(walls: Array, samples: Array, lattice: Lattice, close_gaps: floa
             measured between them.
         close_gaps: the widest opening to be closed, in lattice steps.
     """
-    from scipy import ndimage
-
     near = np.zeros(lattice.size, bool)
     near[walls // 3] = True
     near[walls // 3 + np.array(lattice.strides)[walls % 3]] = True
     near = _dilate(near.reshape(lattice.shape), _reach(close_gaps))
+    ctx.report(0.05)
+    place, rooms = label_parts(~near)
+    near = near.reshape(-1)
     ctx.report(0.1)
-    place, rooms = ndimage.label(~near)
-    ctx.check()
-    near, place = near.reshape(-1), place.reshape(-1)
 
     # A graph of the nodes near walls one by one, and of each connected room away from walls as a whole.
-    border = int(place[0]) - 1
-    place -= 1
+    border = int(place[0])
     count = int(np.count_nonzero(near))
     place[near] = np.arange(rooms, rooms + count, dtype=place.dtype)
     nearest = _Nearest(near, place, rooms, samples, lattice, 2 * _reach(close_gaps), ctx.part(0.1, 0.4, "inside"))
@@ -132,6 +129,28 @@ def _dilate(grid: Array, steps: int) -> Array:
             grown[1:] |= lower
             grown[:-1] |= upper
     return grid
+
+
+def label_parts(grid: Array) -> tuple[Array, int]:
+    """The connected part 0.. of each true node of bool [I, J, K], int32 [I * J * K] (false nodes: any number), and how many.
+
+    Runs along the last axis are joined where they overlap the runs beside them.
+    """
+    opens = grid.copy()
+    opens[:, :, 1:] &= ~grid[:, :, :-1]
+    run = np.cumsum(opens, dtype=np.int32)
+    run -= 1
+    ends = []
+    for axis in range(2):
+        check_obeyed()
+        of_run, true, first = (np.moveaxis(x, axis, 0) for x in (run.reshape(grid.shape), grid, opens))
+        meet = (first[:-1] | first[1:]) & true[:-1] & true[1:]
+        ends.append((of_run[:-1][meet], of_run[1:][meet]))
+    a, b = (np.concatenate(side) for side in zip(*ends, strict=True))
+    number = signed_components(max(int(run[-1]) + 1, 1), a, b)[0]
+    for rows in blocks(len(run)):
+        run[rows] = number[run[rows]]
+    return run, int(number.max()) + 1
 
 
 class _Nearest:
