@@ -26,7 +26,7 @@ SETTINGS = {
 }
 FOREIGN = ("user.css", "userdata", "ERR_NAME_NOT_RESOLVED", "ERR_INTERNET_DISCONNECTED", "favicon")
 FOREIGN += ("at onChange", "graph accessed before initialization")
-NO_CORE_TEMPLATES = ("/templates/index", "core workflow templates", "AxiosError")
+NO_CORE_TEMPLATES = ("/templates/index", "/templates/fuse_options", "core workflow templates", "AxiosError")
 """What the stock editor itself complains of without a network and without any pack; the last two: settings of
 its own that are read before there is a graph. And the host's own templates, which scripts/host.sh does not install."""
 
