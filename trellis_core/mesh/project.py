@@ -62,7 +62,7 @@ class BackProjector:
         return copy
 
     def __call__(self, points: Tensor, normals: Tensor) -> Tensor:
-        """Where points float32 [P, 3] in voxels belong that lie on faces with these unit normals [P, 3]; some voxels away at most."""
+        """Where points float32 [P, 3] in voxels, on faces with unit normals [P, 3], belong; some voxels away at most."""
         result = torch.empty_like(points)
         for start in range(0, len(points), _POINTS):
             some = slice(start, start + _POINTS)
