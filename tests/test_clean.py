@@ -66,6 +66,17 @@ def test_specks_go_and_real_parts_stay() -> None:
     assert len(only) == 24, "where all is small, nothing is a speck"
 
 
+def test_confetti_is_dropped_first_and_too_many_parts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    corner = np.random.default_rng(0).random((2000, 1, 3)) - 0.5 + 1e-3 * np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
+    tetrahedra = np.array([[0, 2, 1], [0, 1, 3], [1, 2, 3], [0, 3, 2]])
+    confetti = corner.reshape(-1, 3), (4 * np.arange(2000)[:, None, None] + tetrahedra).reshape(-1, 3)
+    vertices, faces = clean(*join(ball(0.3), confetti), voxel=1 / 64)
+    assert len(faces) == len(ball(0.3)[1])
+    monkeypatch.setattr(cleanup, "MOST_PARTS", 1000)
+    with pytest.raises(InputError, match="2,000 loose parts"):
+        clean(*join(confetti), voxel=1 / 64)
+
+
 @pytest.mark.parametrize(
     "centres",
     [

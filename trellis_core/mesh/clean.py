@@ -33,6 +33,8 @@ SPECK_AREA = 1e-3
 """Components with less than this share of the largest component's area may be dropped."""
 SPECK_VOXELS = 4.0
 """... if they are also smaller than this many voxels from corner to corner."""
+MOST_PARTS = 1_000_000
+"""Components that are worked on; an atlas has no room for more charts."""
 HOLE_VOXELS = 16.0
 """Holes with a perimeter of up to this many voxels are closed (and of up to `HOLE_PERIMETER` on fine grids)."""
 HOLE_PERIMETER = 0.03
@@ -85,7 +87,7 @@ def clean(vertices: Array, faces: Array, voxel: float, ctx: RunContext = QUIET) 
         faces = _drop_degenerate(faces)
         if not len(faces):
             raise EmptyResultError("Nothing is left of the mesh when its vertices are merged: no part is as large as a voxel.")
-        wound = _wind_parts(vertices, *_distinct(faces), ctx.part(0.3, 0.7))
+        wound = _wind_parts(vertices, *_without_confetti(vertices, *_distinct(faces), voxel), ctx.part(0.3, 0.7))
         vertices, faces, label, area = _close_up(wound, max(HOLE_VOXELS * voxel, HOLE_PERIMETER))
         ctx.report(0.9)
         specks = _specks(vertices, faces, label, area, voxel)
@@ -104,6 +106,25 @@ def tidy(vertices: Array, faces: Array, ctx: RunContext = QUIET) -> tuple[Array,
             vertices, faces, _, _ = _close_up(_wind_parts(vertices, faces, found, ctx.part(0.4, 0.9)), 0.0)
         vertices, faces, _ = compact(vertices, faces)
         return vertices, faces
+
+
+def _without_confetti(vertices: Array, faces: Array, found: Edges, voxel: float) -> tuple[Array, Edges]:
+    """Drop specks before anything else where they are very many: every later step would take its time for each.
+
+    Raises:
+        InputError: very many parts are left.
+    """
+    if len(vertices) < 0.75 * len(faces):  # Euler: a surface has half as many vertices as faces, a tetrahedron as many
+        return faces, found
+    label = face_components(faces, found)
+    specks = _specks(vertices, faces, label, np.bincount(label, face_areas(vertices, faces)), voxel)
+    parts = len(np.unique(label[~specks]))
+    if parts > MOST_PARTS:
+        raise InputError(
+            f"The mesh falls into {parts:,} loose parts; up to {MOST_PARTS:,} can be textured. If they are meant to be one "
+            "surface, weld the vertices that lie at the same place."
+        )
+    return (faces[~specks], without(found, ~specks)) if specks.any() else (faces, found)
 
 
 class _Wound(NamedTuple):

@@ -33,6 +33,7 @@ _FLAT = 0.02
 _ALIKE = 0.9
 """Cosine from which the planes of two neighbours are so much alike that their winding follows from each other."""
 _BINS = 1 << 12
+_SURROUNDING = 500
 
 
 class Facets(NamedTuple):
@@ -214,17 +215,25 @@ def _mean(values: Array, weights: Array, labels: Array, count: int) -> Array:
 def _nesting(vertices: Array, faces: Array, labels: Array, closed: Array) -> Array:
     """How many other closed components surround each of `closed` wholly: one that only runs through them is not nested.
 
-    Of its first and of its last face a ray along each axis is asked; what surrounds it also has the larger box.
+    Of its first and of its last face a ray along each axis is asked; what surrounds it also has the larger box. Of very
+    many components only the largest are taken to surround others.
     """
     count = len(closed)
     number = np.full(int(labels.max()) + 1, -1)
     number[closed] = np.arange(count)
     owner = number[labels]
+    low, high = label_boxes(vertices, faces, owner, count)
+    large = np.argsort(-(high - low).max(1), kind="stable")[:_SURROUNDING]
+    holds = [((low[k] <= low).all(1) & (high[k] >= high).all(1)).sum() > 1 for k in large]
+    outer = np.zeros(count + 1, bool)
+    outer[large[holds]] = True
+    if not outer.any():
+        return np.zeros(count, np.int64)
     rows = np.flatnonzero(owner >= 0)
     first, last = np.empty(count, np.int64), np.empty(count, np.int64)
     last[owner[rows]] = rows  # of several numbers for one place the last one stays
     first[owner[rows[::-1]]] = rows[::-1]
-    low, high = label_boxes(vertices, faces, owner, count)
+    owner[~outer[owner]] = -1
     rays = np.einsum("kcd,c->kd", vertices[faces[np.concatenate([first, last])]].astype(np.float64), [0.45, 0.33, 0.22])
     met = _met(vertices, faces, owner, rays)
     pairs = np.concatenate([_crossings(rays, count, vertices, faces[rows], owner[rows], axis) for axis, rows in enumerate(met)])
@@ -245,6 +254,8 @@ def _met(vertices: Array, faces: Array, owner: Array, points: Array) -> list[Arr
     upto = [np.concatenate([[0], np.bincount(bins[:, k], minlength=_BINS).cumsum()]) for k in range(3)]
     met: list[list[Array]] = [[], [], []]
     for rows in blocks(len(faces)):
+        if (owner[rows] < 0).all():
+            continue
         a, b, c = (vertices[faces[rows, k]] for k in range(3))
         least, most = np.minimum(np.minimum(a, b), c), np.maximum(np.maximum(a, b), c)
         begin = ((least - low) * scale - 1).clip(0, _BINS).astype(np.int32)  # a bin more on either side for what rounding does
@@ -253,7 +264,7 @@ def _met(vertices: Array, faces: Array, owner: Array, points: Array) -> list[Arr
         for axis in range(3):
             some = holds[(axis + 1) % 3] & holds[(axis + 2) % 3] & (owner[rows] >= 0)
             met[axis].append(np.flatnonzero(some) + rows.start)
-    return [np.concatenate(rows) for rows in met]
+    return [np.concatenate([np.zeros(0, np.int64), *rows]) for rows in met]
 
 
 def _crossings(start: Array, count: int, vertices: Array, faces: Array, owner: Array, axis: int) -> Array:
