@@ -152,24 +152,24 @@ class Editor:
         )
         assert how == "success", how
 
-    def frame(self, *nodes: int, margin: int = 40) -> None:
-        """Fit some nodes, or all, into the window; some at least so large that Nodes 2.0 lets their widgets be pressed."""
+    def frame(self, *nodes: int, margin: int = 40, least: float = 0.65) -> None:
+        """Fit some nodes, or all, into the window; some at `least` so large, which lets their widgets be pressed in Nodes 2.0."""
         self.page.evaluate(
-            """([ids, margin]) => {
+            """([ids, margin, least]) => {
                 const nodes = app.graph.nodes.filter((node) => !ids.length || ids.includes(node.id));
                 const [x0, y0, x1, y1] = [
                     Math.min(...nodes.map((n) => n.pos[0])), Math.min(...nodes.map((n) => n.pos[1] - 34)),
                     Math.max(...nodes.map((n) => n.pos[0] + n.size[0])), Math.max(...nodes.map((n) => n.pos[1] + n.size[1]))];
                 const side = 70, top = 90, bottom = 30;
                 const w = innerWidth - side - 2 * margin, h = innerHeight - top - bottom - 2 * margin;
-                const scale = Math.max(ids.length && 0.65, Math.min(1.4, w / (x1 - x0), h / (y1 - y0)));
+                const scale = Math.max(ids.length && least, Math.min(1.4, w / (x1 - x0), h / (y1 - y0)));
                 const ds = app.canvas.ds;
                 ds.scale = scale;
                 ds.offset[0] = (side + margin + (w - scale * (x1 - x0)) / 2) / scale - x0;
                 ds.offset[1] = (top + margin + (h - scale * (y1 - y0)) / 2) / scale - y0;
                 app.canvas.setDirty(true, true);
             }""",
-            [nodes, margin],
+            [nodes, margin, least],
         )
         self.settle()
 

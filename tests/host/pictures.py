@@ -110,7 +110,7 @@ def test_stages(page: Editor) -> None:
     page.run()
     page.wait_for_model()
     page.page.set_viewport_size({"width": 2000, "height": 880})
-    page.frame(*(node["id"] for node in workflow["nodes"] if node["type"] != "MarkdownNote"))
+    page.frame(*(node["id"] for node in workflow["nodes"] if node["type"] != "MarkdownNote"), least=0.0)
     _shot(page, "stages", {"x": 64, "y": 162, "width": 1936, "height": 606})
 
 
