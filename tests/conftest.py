@@ -1,8 +1,13 @@
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.golden_harness import DEFAULT, find_cases
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # must be there before anything imports Triton
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

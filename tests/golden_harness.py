@@ -12,7 +12,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -75,6 +75,7 @@ def kind(pattern: str) -> Callable[[Runner], Runner]:
     return register
 
 
+@cache
 def _load_runners() -> None:
     from tests import golden_kinds
 
@@ -99,8 +100,7 @@ def find_cases(folder: Path) -> Iterator[Case]:
 
 
 def runner_for(case: Case) -> Runner | None:
-    if not _RUNNERS:
-        _load_runners()
+    _load_runners()
     for pattern, runner in _RUNNERS:
         if pattern.fullmatch(case.name):
             return runner

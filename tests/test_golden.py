@@ -33,6 +33,7 @@ def make_case(folder: Path) -> Case:
 def test_a_known_kind_that_cannot_be_run_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = make_case(tmp_path / "ss_flow_other")
     assert list(find_cases(tmp_path)) == [case]
+    monkeypatch.setattr(golden_harness, "_load_runners", lambda: None)
     monkeypatch.setattr(golden_harness, "_RUNNERS", [(re.compile("slat_flow.*"), lambda _: None)])
     with pytest.raises(AssertionError, match="ss_flow_other is of a known kind but nothing here can run it"):
         test_golden(case)

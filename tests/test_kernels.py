@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +11,6 @@ import torch
 from torch import Tensor
 
 ON_GPU = torch.cuda.is_available()
-if not ON_GPU and "triton" not in sys.modules:
-    os.environ["TRITON_INTERPRET"] = "1"  # must be there before Triton is imported
 pytest.importorskip("triton")
 
 from tests.test_sparse import random_coords, random_layer  # noqa: E402
