@@ -275,6 +275,25 @@ def test_a_huge_picture_is_refused(weights: Path, tmp_path: Path, capsys: pytest
     assert "80 megapixels" in text and left(tmp_path) == ["huge.png"]
 
 
+def test_ctrl_c_that_ends_in_another_error_is_code_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As when it comes while a library is imported."""
+
+    def stop(_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("half a library") from None
+
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        monkeypatch.setattr("trellis_core.cli_info.run", stop)
+        assert main(["info", "x"]) == 130 and "Nothing was written" in capsys.readouterr().err
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_ctrl_c_before_the_work_is_code_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def stop() -> None:
         raise KeyboardInterrupt

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from threading import current_thread, main_thread
+from types import FrameType
 from typing import Any
 
 from .errors import Cancelled, TrellisError
@@ -86,27 +89,51 @@ def _add_settings(group: argparse._ArgumentGroup, model: Any) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 could not be done, 2 wrong call, 130 stopped by Ctrl-C."""
+    pressed: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        signal.default_int_handler(number, frame)
+
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler and current_thread() is main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, interrupt)
     try:
-        options = build_parser().parse_args(arguments)
-        if options.command == "generate":
-            from .cli_generate import run
-        elif options.command == "info":
-            from .cli_info import run
-        elif options.command == "lora":
-            from .cli_lora import run
-        elif options.command == "train-lora":
-            from .lora.train import run
-        elif options.command == "serve":
-            from .fal.serve import run
-        else:
-            from .download import run
-        run(options)
+        return _run(arguments)
     except (KeyboardInterrupt, Cancelled):
-        print("Stopped. Nothing was written.", file=sys.stderr)
-        return INTERRUPTED
-    except TrellisError as error:
+        return _stopped()
+    except Exception as error:
+        if pressed:  # an import that is interrupted may end in another error
+            return _stopped()
+        if not isinstance(error, TrellisError):
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 1
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _stopped() -> int:
+    print("Stopped. Nothing was written.", file=sys.stderr)
+    return INTERRUPTED
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    options = build_parser().parse_args(arguments)
+    if options.command == "generate":
+        from .cli_generate import run
+    elif options.command == "info":
+        from .cli_info import run
+    elif options.command == "lora":
+        from .cli_lora import run
+    elif options.command == "train-lora":
+        from .lora.train import run
+    elif options.command == "serve":
+        from .fal.serve import run
+    else:
+        from .download import run
+    run(options)
     return 0
 
 
