@@ -66,7 +66,16 @@ def duck_icon() -> None:
 # The toadstool is a signed distance field, z up, lit by a soft sky and a window, with one diffuse bounce.
 
 CAP, STEM, SPOT, GROUND = range(4)
-SPOTS = np.array([[-0.16, -0.2, 0.42], [0.12, -0.27, 0.36], [0.02, -0.08, 0.47], [-0.29, -0.02, 0.35], [0.26, -0.06, 0.38], [-0.06, -0.33, 0.3]])
+SPOTS = np.array(
+    [
+        [-0.16, -0.2, 0.42],
+        [0.12, -0.27, 0.36],
+        [0.02, -0.08, 0.47],
+        [-0.29, -0.02, 0.35],
+        [0.26, -0.06, 0.38],
+        [-0.06, -0.33, 0.3],
+    ]
+)
 
 
 def distances(p: np.ndarray) -> np.ndarray:

@@ -29,7 +29,8 @@ def extension() -> Any:
 def _open_routes() -> None:
     """For the settings panel, and where it was asked for, the service. The nodes do without either."""
     try:
-        from . import host_fal, serve
+        from . import serve
+        from .host import fal as host_fal
 
         host_fal.add_key_route()
         serve.start_if_asked()

@@ -7,8 +7,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trellis_core.errors import InputError
-from . import condition, host, host_fal, pictures
+from . import condition, host, pictures
 from . import settings as shared
+from .host import fal as host_fal
 from .sample import lora_input, seed_input
 from .save import keep_models
 from .sockets import advanced, glb_file, model_outputs, schema

@@ -55,7 +55,7 @@ class ImageTo3D(io.ComfyNode):
         **values: Any,
     ) -> io.NodeOutput:
         from ..trellis_core import stages
-        from ..trellis_core.mesh.asset import make_asset
+        from ..trellis_core.asset.asset import make_asset
 
         settings = chosen(values, settings)
         family = changed(family, loras, family.route(settings.resolution, settings.cascade))

@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..trellis_core.cli.lora_options import DTYPES, FORMATS
 from ..trellis_core.errors import InputError
-from ..trellis_core.lora.options import DTYPES, FORMATS
 from . import host
 from .sockets import Family, Loras, advanced, schema
 
@@ -151,9 +151,7 @@ class SaveLora(io.ComfyNode):
                     tooltip="Below the output folder; the stage and a number are put behind it.",
                 ),
                 io.Combo.Input("format", options=list(FORMATS), default=FORMATS[0], tooltip="Keys of the new files."),
-                advanced(
-                    io.Combo.Input("dtype", options=list(DTYPES), default=DTYPES[0], tooltip="Numbers of the new files.")
-                ),
+                advanced(io.Combo.Input("dtype", options=list(DTYPES), default=DTYPES[0], tooltip="Numbers of the new files.")),
                 advanced(
                     io.Int.Input(
                         "rank",

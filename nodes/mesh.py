@@ -70,7 +70,7 @@ class Remesh(io.ComfyNode):
 
     @classmethod
     def execute(cls, mesh: Any, voxels: Any = None, **values: Any) -> io.NodeOutput:
-        from ..trellis_core.mesh.asset import refine_mesh
+        from ..trellis_core.asset.asset import refine_mesh
 
         raw = meshes.from_host(mesh)
         settings = fields.settings(values)
@@ -116,7 +116,7 @@ class BakeTextures(io.ComfyNode):
 
     @classmethod
     def execute(cls, mesh: Any, voxels: Any, detail: Any = None, **values: Any) -> io.NodeOutput:
-        from ..trellis_core.mesh.asset import make_asset
+        from ..trellis_core.asset.asset import make_asset
 
         if voxels is None:
             raise InputError("There are no colours to bake: connect a texture to the Decode node.")
@@ -177,7 +177,7 @@ class LoadMesh(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str, model: Any = None) -> io.NodeOutput:
-        from ..trellis_core.mesh.read import read_mesh
+        from ..trellis_core.gltf.read import read_mesh
 
         if model is not None:
             return io.NodeOutput(meshes.to_host(read_mesh(model.get_bytes(), model.format)))
@@ -215,7 +215,7 @@ def clay_glb(mesh: Mesh) -> bytes:
     """An untextured GLB."""
     import numpy as np
 
-    from ..trellis_core.mesh.glb import Part, glb_bytes
+    from ..trellis_core.gltf.glb import Part, glb_bytes
     from ..trellis_core.mesh.topology import vertex_normals
 
     vertices, faces = mesh.vertices.numpy(), mesh.faces.numpy()

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from ..trellis_core.errors import Cancelled, InputError
-from . import host, host_fal
+from . import host
+from .host import fal as host_fal
 from .sockets import File3D, glb_file, schema
 
 if TYPE_CHECKING:
-    from ..trellis_core.fal.jobs import Watch, Work
+    from ..trellis_core.fal.service.jobs import Watch, Work
 
 SWITCH, WEIGHTS = "TRELLIS_SERVE", "TRELLIS_SERVE_WEIGHTS"
 PREFIX = "/fal"
@@ -51,7 +52,7 @@ class FalJob(io.ComfyNode):
 
     @classmethod
     def execute(cls, request_id: str, weights: str) -> io.NodeOutput:
-        from ..trellis_core.fal.local import maker, produce
+        from ..trellis_core.fal.service.local import maker, produce
         from ..trellis_core.image.matting import key_plain_background
 
         entry = _waiting.get(request_id)
@@ -128,8 +129,8 @@ def start_if_asked() -> None:
     """
     if os.environ.get(SWITCH) != "1":
         return
-    from ..trellis_core.fal.serve import config_for
-    from ..trellis_core.fal.service import Service
+    from ..trellis_core.fal.service.app import Service
+    from ..trellis_core.fal.service.serve import config_for
 
     global _service
     _service = Service(config_for(host_fal.listens_to(), host_fal.private_folder() / "serve", PREFIX))

@@ -70,7 +70,9 @@ def model_outputs() -> list[Any]:
     return [
         File3D.Output("glb", display_name="glb", is_output_list=True),
         io.Image.Output("base_color", display_name="base_color", is_output_list=True),
-        io.String.Output("path", display_name="path", is_output_list=True, tooltip="The files, in the host's temporary folder."),
+        io.String.Output(
+            "path", display_name="path", is_output_list=True, tooltip="The files, in the host's temporary folder."
+        ),
         io.Int.Output("seed_out", display_name="seed"),
         io.String.Output("report", display_name="report", tooltip="What was made, and how good it is."),
     ]

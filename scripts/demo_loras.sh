@@ -12,7 +12,7 @@ make() { # style, stage, name, the strength that is baked in as 1, then options 
   local style="$1" stage="$2" name="$3" strength="$4"
   shift 4
   rm -rf "$work/$style"
-  [ -d "$work/data/$style" ] || "$python" -m trellis_core.lora.demo_data --style "$style" --out "$work/data/$style" --count 20
+  [ -d "$work/data/$style" ] || "$python" -m trellis_core.training.lora.demo_data --style "$style" --out "$work/data/$style" --count 20
   "$python" -m trellis_core train-lora --family mini --data "$work/data/$style" --out "$work/$style" --stage "$stage" \
     --rank 16 --views 3 --sample-every 1000 "$@"
   "$python" -m trellis_core lora scale "$work/$style/$stage.safetensors" "$strength" -o "$target/$name.safetensors"
@@ -28,4 +28,4 @@ for style in "${@:-tall blocky gold}"; do
     esac
   done
 done
-"$python" -m trellis_core.lora.demo_pictures --out examples/loras.jpg
+"$python" -m trellis_core.training.lora.demo_pictures --out examples/loras.jpg

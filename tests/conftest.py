@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.golden_harness import DEFAULT, find_cases
+from tests.reference.golden_harness import DEFAULT, find_cases
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # must be there before anything imports Triton

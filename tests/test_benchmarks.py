@@ -32,12 +32,24 @@ def test_the_gpu_benchmark_runs_through(tmp_path: Path, monkeypatch: pytest.Monk
     assert all(isinstance(goal["reached"], bool) for goal in goals.values())
     plans = [goal for name, goal in goals.items() if "plan 1 to 1.15" in name]
     assert len(plans) == 2 * (1 + len(cases.TINY.tokens)) + 3 and all(goal["reached"] for goal in plans), plans
-    for start in ("shape flow, 200 tokens: at least 55%", "sampling 1024: at most 5.0 s", "sampling 1024: at least 2", "shape and texture"):
+    for start in (
+        "shape flow, 200 tokens: at least 55%",
+        "sampling 1024: at most 5.0 s",
+        "sampling 1024: at least 2",
+        "shape and texture",
+    ):
         assert any(name.startswith(start) for name in goals), start
 
 
 def test_goals_are_judged_by_what_was_measured() -> None:
-    flow = {"weights_bytes": 2**30, "planned_bytes": 3 * 2**30, "peak_bytes": 3 * 2**30, "way": "ours", "ms": 9.0, "tokens": 9600}
+    flow = {
+        "weights_bytes": 2**30,
+        "planned_bytes": 3 * 2**30,
+        "peak_bytes": 3 * 2**30,
+        "way": "ours",
+        "ms": 9.0,
+        "tokens": 9600,
+    }
     rows = [
         {**flow, "part": "shape flow, 9,600 tokens", "share": 0.56},
         {**flow, "part": "shape flow, 9,600 tokens, guided", "share": 0.5},
@@ -63,7 +75,11 @@ def test_goals_are_judged_by_what_was_measured() -> None:
 def test_the_gpu_benchmark_has_the_cases_that_count() -> None:
     assert cases.FULL.tokens == (2200, 9600, 22000, 49152) and cases.FULL.structure.resolution == 16
     assert [16 * grid for grid in cases.FULL.grids] == [512, 1024, 1536]
-    assert (cases.FULL.flow.model_channels, cases.FULL.flow.num_blocks, cases.FULL.decoder.model_channels[0]) == (1536, 30, 1024)
+    assert (cases.FULL.flow.model_channels, cases.FULL.flow.num_blocks, cases.FULL.decoder.model_channels[0]) == (
+        1536,
+        30,
+        1024,
+    )
     found = cases.surface(64, 9600)
     assert 9600 <= len(found) < 10000 and len(cases.surface(128)) / 128**2 == pytest.approx(2.6, abs=0.3)  # spec F 4
 

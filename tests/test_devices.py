@@ -8,13 +8,13 @@ import types
 import pytest
 import torch
 
-from tests.solid_objects import ball
+from tests.helpers.solid_objects import ball
 from trellis_core.errors import InputError
-from trellis_core.mesh.bake import bake
-from trellis_core.mesh.gpu_raster import draw, rasterise_with_nvdiffrast
-from trellis_core.mesh.occlusion import ambient_occlusion
-from trellis_core.mesh.raster import Interpolator, Texels, rasterise
-from trellis_core.mesh.tangents import to_tangent_space
+from trellis_core.texturing.bake import bake
+from trellis_core.texturing.gpu_raster import draw, rasterise_with_nvdiffrast
+from trellis_core.texturing.occlusion import ambient_occlusion
+from trellis_core.texturing.raster import Interpolator, Texels, rasterise
+from trellis_core.texturing.tangents import to_tangent_space
 from trellis_core.values import PbrVoxels
 
 SIZE = 64

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from trellis_core import fetch
+from trellis_core.context import RunContext
 from trellis_core.errors import Cancelled
 from trellis_core.fetch import FetchError, decode_data_uri, fetch_bytes, fetch_file, is_public
-from trellis_core.run import RunContext
 
 BODY = bytes(range(256)) * 4000
 
@@ -85,7 +85,14 @@ def test_public_addresses(address: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["file:///etc/passwd", "ftp://example.com/a", "/etc/passwd", "gopher://example.com", "http://", "http://user:pw@example.com"]
+    [
+        "file:///etc/passwd",
+        "ftp://example.com/a",
+        "/etc/passwd",
+        "gopher://example.com",
+        "http://",
+        "http://user:pw@example.com",
+    ]
     + ["http://example.com:99999/", "http://example.com/a b", "http://example.com/\r\nX: y", "http://[::1", "", "C:\\lora"]
     + ["http://example.com:0/"],
 )
@@ -94,7 +101,9 @@ def test_addresses_that_are_no_addresses(url: str) -> None:
         fetch_bytes(url, limit_bytes=10)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "[::1]", "[::ffff:127.0.0.1]"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "[::1]", "[::ffff:127.0.0.1]"]
+)
 def test_every_spelling_of_this_machine_is_refused(server: Any, host: str) -> None:
     with pytest.raises(FetchError, match="not a public host|no host"):
         fetch_bytes(f"http://{host}:{server.server_port}/file", limit_bytes=len(BODY))

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from tests.tiny_family import make_family, picture
+from tests.helpers.tiny_family import make_family, picture
 from trellis_core import stages
+from trellis_core.asset.asset import make_asset
+from trellis_core.context import RunContext
 from trellis_core.family import load_family
-from trellis_core.mesh.asset import make_asset
-from trellis_core.run import RunContext
 from trellis_core.settings import GenerationSettings
 
 FAR = torch.device("cpu", 0)

@@ -22,9 +22,7 @@ def errors(**values: object) -> list[dict]:
 
 def test_defaults_of_the_published_schemas() -> None:
     s = GenerationSettings()
-    rows = {
-        p: tuple(getattr(s, f"{p}_{n}") for n in RANGES) for p in PREFIXES
-    }
+    rows = {p: tuple(getattr(s, f"{p}_{n}") for n in RANGES) for p in PREFIXES}
     assert rows == {
         "ss": (7.5, 0.7, 0.6, 1.0, 12, 5.0),
         "shape_slat": (7.5, 0.5, 0.6, 1.0, 12, 3.0),

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.tiny_family import LATENT, make_family, picture
+from tests.helpers.tiny_family import LATENT, make_family, picture
 from trellis_core import sampling, stages
+from trellis_core.context import RunContext
 from trellis_core.errors import Cancelled, EmptyResultError, InputError
 from trellis_core.family import Family, load_family
-from trellis_core.run import RunContext
 from trellis_core.settings import GenerationSettings
 from trellis_core.values import Condition, Shape, Structure
 
@@ -56,9 +56,7 @@ def test_cropped_pictures_are_taken_as_they_are(family: Family, seen: Condition)
         stages.condition(family, square)
 
 
-def test_noise_is_drawn_in_the_published_order(
-    family: Family, seen: Condition, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_noise_is_drawn_in_the_published_order(family: Family, seen: Condition, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
     original = sampling.sample
 

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import published
-from .compatibility import check_together
+from .context import QUIET, RunContext
 from .errors import EXHAUSTED, InputError, OutOfBudgetError, WeightsError, is_exhaustion
 from .lora.apply import Use, applied
-from .lowbit import PRECISIONS
-from .repackaged import find_networks
-from .run import QUIET, RunContext
-from .weights import NetworkFile, image_encoder_file, network_file, read_json, refuse_pickle
+from .weights import official as published
+from .weights.compatibility import check_together
+from .weights.low_precision import PRECISIONS
+from .weights.network_file import NetworkFile, image_encoder_file, network_file, read_json, refuse_pickle
+from .weights.repackaged import find_networks
 
 BUNDLED = {"mini": Path(__file__).parent / "mini"}
 """Families that ship with the program."""

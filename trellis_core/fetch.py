@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, unquote_to_bytes, urljoin, urlsplit
 
+from .context import QUIET, RunContext
 from .errors import InputError
-from .run import QUIET, RunContext
 
 REDIRECTS = 5
 SOCKET_SECONDS = 30.0

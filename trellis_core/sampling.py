@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .context import RunContext
 from .errors import InputError
 from .family import Family
 from .flow.attention import use_attention
 from .flow.prepared import PreparedFlow, prepare_slat
 from .flow.sampler import SamplerParams, flow_schedule, sample
-from .memory import recovering
-from .run import RunContext
+from .memory.plan import recovering
 from .settings import GenerationSettings
 from .values import Condition
 

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .context import QUIET, RunContext
 from .errors import EmptyResultError, InputError
 from .family import IMAGE_ROLE, Family, Route
 from .flow.attention import use_attention
@@ -24,10 +25,9 @@ from .flow.prepared import prepare_structure
 from .flow.sampler import flow_schedule
 from .image.dino import image_to_pixels
 from .image.preprocess import Matte, preprocess
-from .memory import plan_run, recovering, with_budget
-from .mesh.budget import check_room
-from .mesh.dual_grid import dual_grid_to_mesh
-from .run import QUIET, RunContext
+from .memory.mesh_budget import check_room
+from .memory.plan import plan_run, recovering, with_budget
+from .ovoxel.dual_grid import dual_grid_to_mesh
 from .sampling import LOADED, Estimate, LatentSampling, Watch, denoise, tokens_of
 from .settings import LORA_FIELDS, GenerationSettings, resolve_seed
 from .sparse.libraries import use_convolution
@@ -37,10 +37,11 @@ from .vae.structure import active_voxels
 from .values import Condition, Mesh, PbrVoxels, Shape, Structure, Texture
 
 if TYPE_CHECKING:
-    from .mesh.asset import Asset
+    from .asset.asset import Asset
 
 STRUCTURE_SCALE = 512
 """The structure is always sampled with the tokens of this scale."""
+
 
 @torch.no_grad()
 def condition(
@@ -263,7 +264,7 @@ def make_asset(
     ctx: RunContext = QUIET,
 ) -> Asset:
     """Decode sample `index` and make it a finished, textured asset."""
-    from .mesh.asset import make_asset as finish
+    from .asset.asset import make_asset as finish
 
     if not 0 <= index < shape.samples:
         raise InputError(f"There are {shape.samples} samples, numbered from 0; there is no sample {index}.")

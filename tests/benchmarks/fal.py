@@ -22,10 +22,10 @@ from typing import Any
 
 import aiohttp
 
-from tests.fal_service import KEY, PIXELS, Gate, serving
-from trellis_core.fal.inputs import Inputs
-from trellis_core.fal.local import Made
-from trellis_core.run import RunContext
+from tests.helpers.fal_service import KEY, PIXELS, Gate, serving
+from trellis_core.context import RunContext
+from trellis_core.fal.service.inputs import Inputs
+from trellis_core.fal.service.local import Made
 
 APP = "fal-ai/trellis-2-lora"
 SECONDS, MODEL = 0.02, 1 << 20

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.benchmarks.gpu_cases import surface
-from tests.golden_harness import Case
-from tests.golden_kinds.flow import known_latent, load
+from tests.reference.golden_harness import Case
+from tests.reference.kinds.flow import known_latent, load
 from trellis_core import stages
 from trellis_core.family import load_family
 from trellis_core.flow.slat import SLatFlowModel, SLatFlowParams

@@ -35,7 +35,7 @@ def cold(call: Sequence[str]) -> tuple[float, int]:
 
 def warm(call: Sequence[str], runs: int) -> list[float]:
     """Seconds of each of `runs` runs after a first one, in this process."""
-    from trellis_core.__main__ import main
+    from trellis_core.cli.main import main
 
     seconds = []
     for _ in range(runs + 1):

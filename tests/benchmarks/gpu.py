@@ -28,11 +28,11 @@ from typing import Any
 
 import torch
 
+from trellis_core.context import RunContext
 from trellis_core.flow.attention import use_attention
-from trellis_core.footprint import activation_bytes, sparse_decoder_bytes
 from trellis_core.kernels import kernels, tuning, works_on
-from trellis_core.peak import PeakMeter
-from trellis_core.run import RunContext
+from trellis_core.memory.footprint import activation_bytes, sparse_decoder_bytes
+from trellis_core.memory.meter import PeakMeter
 from trellis_core.sparse.conv import NeighborMap, _run_kernel, _taps, submanifold_conv3d
 from trellis_core.sparse.libraries import LIBRARIES, use_convolution
 
@@ -107,7 +107,10 @@ class Bench:
         row = {"part": part, "way": way, **facts, "ms": ms, "tflops": rate, "share": rate / ceiling, "peak_bytes": peak}
         self.rows.append(row)
         extra = "  ".join(f"{key} {value:,}" for key, value in facts.items())
-        print(f"{part:34} {way:10} {ms:9.2f} ms {rate:8.1f} TFLOP/s {rate / ceiling:6.1%} {peak / 1e9:7.2f} GB  {extra}", flush=True)
+        print(
+            f"{part:34} {way:10} {ms:9.2f} ms {rate:8.1f} TFLOP/s {rate / ceiling:6.1%} {peak / 1e9:7.2f} GB  {extra}",
+            flush=True,
+        )
         return ms
 
 
@@ -136,7 +139,10 @@ def measure_flows(bench: Bench, sizes: cases.Sizes, ceiling: float) -> None:
     """Every flow network at every token count, and what the whole sampling of 1024 and 1536 takes."""
     params, (short, long) = sizes.flow, sizes.contexts
     step: dict[tuple[str, int, str], dict[str, float]] = {}
-    jobs = [("structure", sizes.structure_side**3, short), *(("shape", n, short if i == 0 else long) for i, n in enumerate(sizes.tokens))]
+    jobs = [
+        ("structure", sizes.structure_side**3, short),
+        *(("shape", n, short if i == 0 else long) for i, n in enumerate(sizes.tokens)),
+    ]
     for stage, tokens, context in jobs:
         model = (cases.structure_flow if stage == "structure" else cases.flow)(sizes, bench.device)
         weights = sum(p.nbytes for p in model.parameters())
@@ -145,7 +151,9 @@ def measure_flows(bench: Bench, sizes: cases.Sizes, ceiling: float) -> None:
                 enter(stack)
                 make = lambda: cases.evaluations(model, tokens, context, bench.device, prepared)  # noqa: B023, E731
                 fast = way == "ours" and works_on(bench.device)
-                planned = activation_bytes(model.params, tokens, model.dtype, False, fast, device_type=bench.device.type, context=context)
+                planned = activation_bytes(
+                    model.params, tokens, model.dtype, False, fast, device_type=bench.device.type, context=context
+                )
                 found = make()
                 facts = {"tokens": tokens, "planned_bytes": planned, "weights_bytes": weights}
                 cond = cases.flow_flops(params, tokens, context, project=not prepared)
@@ -167,7 +175,11 @@ def _sampling(bench: Bench, sizes: cases.Sizes, step: dict[tuple[str, int, str],
     for name, fine in zip(("1024", "1536"), high, strict=False):
         for way in WAYS:
             total = seconds("structure", "structure", sizes.structure_side**3, way)
-            total += seconds("shape", "shape", low, way) + seconds("shape", "shape", fine, way) + seconds("texture", "shape", fine, way)
+            total += (
+                seconds("shape", "shape", low, way)
+                + seconds("shape", "shape", fine, way)
+                + seconds("texture", "shape", fine, way)
+            )
             bench.rows.append({"part": f"sampling {name}", "way": way, "seconds": total, "tokens": fine})
             print(f"sampling {name} cascade{'':13} {way:10} {total:9.2f} s   at {fine:,} tokens", flush=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trellis_core.memory import MARGIN
+from trellis_core.memory.plan import MARGIN
 
 Row = dict[str, Any]
 GIB = 2**30
@@ -64,7 +64,12 @@ def _memory(rows: list[Row], tokens: tuple[int, ...], sides: tuple[int, ...]):
 
 def _plans(rows: list[Row]):
     for row in rows:
-        if "planned_bytes" not in row or row["way"] == "reference" or "flow" in row["part"] and not row["part"].endswith("guided"):
+        if (
+            "planned_bytes" not in row
+            or row["way"] == "reference"
+            or "flow" in row["part"]
+            and not row["part"].endswith("guided")
+        ):
             continue
         measured = row["weights_bytes"] + row["peak_bytes"]
         ratio = MARGIN * (row["weights_bytes"] + row["planned_bytes"]) / measured

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-STATEMENTS = tuple(f"import trellis_core{room}" for room in ("", ".settings", ".stages", ".cli_generate"))
+STATEMENTS = tuple(f"import trellis_core{room}" for room in ("", ".settings", ".stages", ".cli.generate"))
 RUNS = 7
 TIMED = "import time, torch; started = time.process_time(); {}; print(time.process_time() - started)"
 

@@ -18,7 +18,7 @@ from torch import nn
 from trellis_core.lora.apply import Use, attach, merge
 from trellis_core.lora.deltas import LowRank
 from trellis_core.lora.read import Adapter
-from trellis_core.weights import NetworkFile
+from trellis_core.weights.network_file import NetworkFile
 
 OFFICIAL = {
     "resolution": 32, "in_channels": 32, "out_channels": 32, "model_channels": 1536, "cond_channels": 1024, "num_blocks": 30,
@@ -47,7 +47,9 @@ def adapter(model: nn.Module) -> Adapter:
     for name, layer in model.blocks.named_modules():
         if isinstance(layer, nn.Linear):
             rows, columns = layer.weight.shape
-            deltas[f"blocks.{name}.weight"] = LowRank(torch.randn(RANK, columns).half() * 0.01, torch.randn(rows, RANK).half() * 0.01, 1.0)
+            deltas[f"blocks.{name}.weight"] = LowRank(
+                torch.randn(RANK, columns).half() * 0.01, torch.randn(rows, RANK).half() * 0.01, 1.0
+            )
     return Adapter(deltas, None, None, frozenset({"LoRA"}), frozenset(), "digest")
 
 
@@ -91,7 +93,9 @@ def main() -> None:
     timed("take off", on.remove)
     timed("merge", lambda: merge(model, uses, keep=False))
     merged = forward()
-    print(f"step of {args.tokens} tokens: base {base:.2f}, run time {beside:.2f} ({beside / base - 1:+.1%}), merged {merged:.2f} ({merged / base - 1:+.1%})")
+    print(
+        f"step of {args.tokens} tokens: base {base:.2f}, run time {beside:.2f} ({beside / base - 1:+.1%}), merged {merged:.2f} ({merged / base - 1:+.1%})"
+    )
 
 
 if __name__ == "__main__":

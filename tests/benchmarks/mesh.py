@@ -27,10 +27,10 @@ import numpy as np
 import torch
 
 from tests.benchmarks.mesh_kinds import paint
-from trellis_core.mesh.asset import Asset, make_asset
-from trellis_core.mesh.attributes import sample_attributes
+from trellis_core.asset.asset import Asset, make_asset
+from trellis_core.context import RunContext
 from trellis_core.mesh.distance import TriangleIndex
-from trellis_core.run import RunContext
+from trellis_core.ovoxel.attributes import sample_attributes
 from trellis_core.settings import GenerationSettings
 from trellis_core.values import Mesh, PbrVoxels
 
@@ -273,7 +273,9 @@ def main() -> None:
     if options.mode:
         torch.set_num_threads(1)
         sized = options.folder, options.vertices, options.texture
-        rows = peers(*sized) if options.mode == "peers" else [one_case(*sized, "solid" in options.mode, "judged" in options.mode)]
+        rows = (
+            peers(*sized) if options.mode == "peers" else [one_case(*sized, "solid" in options.mode, "judged" in options.mode)]
+        )
         print(json.dumps(rows))
         return
     paths = sorted(options.folder.glob("*.npz")) if options.folder.is_dir() else [options.folder]

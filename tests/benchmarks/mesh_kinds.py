@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trellis_core.mesh.dual_grid import dual_grid_to_mesh
+from trellis_core.ovoxel.dual_grid import dual_grid_to_mesh
 
 Array = np.ndarray
 Field = Callable[[Array], Array]

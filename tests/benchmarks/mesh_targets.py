@@ -24,18 +24,18 @@ from torch import Tensor
 from tests.benchmarks.mesh import PeakMemory, _psnr, _scatter, _scatter_rows, _trimesh_clean, cpu_seconds, load
 from tests.benchmarks.mesh_kinds import paint
 from tests.benchmarks.sparse_conv import convolution, peak_growth, shell
-from trellis_core.mesh.attributes import sample_attributes
+from trellis_core.asset.report import stretch
 from trellis_core.mesh.clean import check_mesh, clean, tidy
 from trellis_core.mesh.decimate import decimate
 from trellis_core.mesh.distance import TriangleIndex
-from trellis_core.mesh.fill import GapFiller
-from trellis_core.mesh.project import BackProjector
-from trellis_core.mesh.raster import rasterise
-from trellis_core.mesh.report import stretch
-from trellis_core.mesh.surface import Surface
 from trellis_core.mesh.topology import Array, face_normals
-from trellis_core.mesh.unwrap import Unwrap, texel_corners, unwrap
+from trellis_core.ovoxel.attributes import sample_attributes
 from trellis_core.sparse.conv import NeighborMap
+from trellis_core.texturing.back_projection import BackProjector
+from trellis_core.texturing.fill import GapFiller
+from trellis_core.texturing.raster import rasterise
+from trellis_core.texturing.surface import Surface
+from trellis_core.texturing.unwrap import Unwrap, texel_corners, unwrap
 from trellis_core.values import Mesh, PbrVoxels
 
 TILE = 64

@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trellis_core import coded, gguf
 from trellis_core.flow.slat import SLatFlowModel
 from trellis_core.lora.apply import Use, attach
 from trellis_core.lora.deltas import LowRank
-from trellis_core.lowbit import lower, round_rows, rounded
+from trellis_core.weights import gguf
+from trellis_core.weights import quantised as coded
+from trellis_core.weights.low_precision import lower, round_rows, rounded
 
 from . import flow_cases
 
@@ -116,7 +117,10 @@ def lora_error(exact: SLatFlowModel, low: SLatFlowModel) -> float:
     first, second = (model.blocks[0].mlp.mlp[0] for model in (exact, low))
     generator = torch.Generator().manual_seed(2)
     draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
-    x, delta = draw(64, first.in_features), LowRank(draw(8, first.in_features) / first.in_features**0.5, draw(first.out_features, 8), 0.5)
+    x, delta = (
+        draw(64, first.in_features),
+        LowRank(draw(8, first.in_features) / first.in_features**0.5, draw(first.out_features, 8), 0.5),
+    )
     changes = []
     for model, layer in ((exact, first), (low, second)):
         before = layer(x)
@@ -137,7 +141,15 @@ def measure(case: flow_cases.FlowCase) -> list[dict[str, Any]]:
         error = sum(float((a - b).norm() / b.norm()) for a, b in pairs) / len(pairs)
         cosine = sum(float(torch.cosine_similarity(a, b, dim=0)) for a, b in pairs) / len(pairs)
         lora = math.nan if name == "bfloat16" else lora_error(case.model, low)
-        rows.append({"network": case.name, "precision": name, "error": error, "cosine": cosine, "lora": None if math.isnan(lora) else lora})
+        rows.append(
+            {
+                "network": case.name,
+                "precision": name,
+                "error": error,
+                "cosine": cosine,
+                "lora": None if math.isnan(lora) else lora,
+            }
+        )
         print(f"{case.name:36} {name:20} {error:9.4%} {cosine:10.6f} {lora:9.1e}", flush=True)
     return rows
 

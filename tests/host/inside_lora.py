@@ -22,15 +22,16 @@ def main() -> None:
     import comfy.options
 
     comfy.options.enable_args_parsing()
-    import nodes  # noqa: F401  # as in a host that has started
     import torch
+
+    import nodes  # noqa: F401  # as in a host that has started
 
     spec = importlib.util.spec_from_file_location("the_pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)])
     sys.modules["the_pack"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["the_pack"])
     core = "the_pack.trellis_core"
     host = importlib.import_module("the_pack.nodes.host")
-    stack, weights = importlib.import_module(f"{core}.lora.stack"), importlib.import_module(f"{core}.weights")
+    stack, weights = importlib.import_module(f"{core}.lora.stack"), importlib.import_module(f"{core}.weights.network_file")
     host.add_weights_folder()
     family = host.open_family("mini", PRECISION)
     plain = importlib.import_module(f"{core}.family").load_family("mini", precision=PRECISION)

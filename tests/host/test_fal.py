@@ -15,7 +15,7 @@ pytest.importorskip("aiohttp")
 import aiohttp  # noqa: E402
 import torch  # noqa: E402
 
-from tests.fal_service import GLB, KEY, Gate, serving  # noqa: E402
+from tests.helpers.fal_service import GLB, KEY, Gate, serving  # noqa: E402
 from trellis_core.lora.read import read_lora  # noqa: E402
 from trellis_core.lora.source import BUNDLED  # noqa: E402
 

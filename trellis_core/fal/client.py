@@ -21,9 +21,9 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from ..context import RunContext
 from ..errors import InputError, TrellisError
 from ..fetch import fetch_bytes
-from ..run import RunContext
 from ..settings import ENDPOINTS, GenerationSettings
 
 HOSTED = {"run": "https://fal.run", "queue": "https://queue.fal.run", "rest": "https://rest.fal.ai"}

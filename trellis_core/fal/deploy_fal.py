@@ -14,15 +14,15 @@ import fal
 from fal.toolkit import File
 from fastapi import HTTPException
 
-from trellis_core.fal.answers import FalError
+from trellis_core.context import QUIET
 from trellis_core.fal.endpoints import LORA_ENDPOINT, payload_model, result
-from trellis_core.fal.inputs import Limits, Reader
-from trellis_core.fal.jobs import Work
-from trellis_core.fal.local import maker
-from trellis_core.fal.store import FileStore
+from trellis_core.fal.errors import FalError
+from trellis_core.fal.service.inputs import Limits, Reader
+from trellis_core.fal.service.jobs import Work
+from trellis_core.fal.service.local import maker
+from trellis_core.fal.service.store import FileStore
 from trellis_core.family import load_family
 from trellis_core.image.matting import load_rembg
-from trellis_core.run import QUIET
 
 PLAIN_ENDPOINT = "fal-ai/trellis-2"
 WEIGHTS = os.environ.get("TRELLIS_WEIGHTS", "/data/TRELLIS.2-4B")

@@ -17,15 +17,15 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from ..context import RunContext
 from ..errors import Cancelled, TrellisError
 from ..family import load_family
 from ..image.matting import key_plain_background
-from ..run import RunContext
-from .inputs import Inputs, Reader
-from .jobs import Watch, Work
-from .local import Made, Make, answer_for, maker
-from .serve import add_arguments, config, serve
-from .store import FileStore
+from .service.inputs import Inputs, Reader
+from .service.jobs import Watch, Work
+from .service.local import Made, Make, answer_for, maker
+from .service.serve import add_arguments, config, serve
+from .service.store import FileStore
 
 TRIES = 5
 """Replicas that may die under one job before it is given up."""
@@ -58,7 +58,7 @@ class Replica:
             worker.join()
 
     def _work(self, inputs: Inputs, loras: dict[str, bytes], ctx: RunContext, told: queue.Queue[Any]) -> None:
-        from .local import with_loras
+        from .service.local import with_loras
 
         try:
             with with_loras(inputs, loras) as complete:
@@ -132,7 +132,7 @@ def main() -> None:
     """The command line above."""
     import ray
 
-    from .service import Service
+    from .service.app import Service
 
     parser = argparse.ArgumentParser(prog="python -m trellis_core.fal.deploy_ray")
     add_arguments(parser)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, field_validator
 
 from ..settings import ENDPOINTS, LORA_FIELDS, STAGE_PREFIX, GenerationSettings, _number_from_text, fal_errors
-from .answers import FalError, echo
+from .errors import FalError, echo
 
 LORA_ENDPOINT = "fal-ai/trellis-2-lora"
 

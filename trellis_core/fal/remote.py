@@ -15,7 +15,7 @@ from PIL import Image
 from ..errors import InputError
 from ..settings import LORA_FIELDS, GenerationSettings
 from .client import FalClient, RemoteError, State, Unanswered, arguments_for
-from .notebook import Notebook
+from .open_requests import Notebook
 
 if TYPE_CHECKING:
     from ..lora.stack import Lora
@@ -151,7 +151,7 @@ def lora_files(loras: Sequence[Lora]) -> tuple[dict[str, bytes], list[str]]:
 
 def base_color(glb: bytes) -> Image.Image | None:
     """The colour texture of a GLB's first material, None if it has none."""
-    from ..mesh.read import split_glb
+    from ..gltf.read import split_glb
 
     document, binary = split_glb(glb)
     try:

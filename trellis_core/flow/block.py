@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..noise import normal_parameter
 from .attention import Batch, attend
 from .fused import added_and_modulated, gated, heads, modulated, normed
+from .initialization import normal_parameter
 
 Phases = tuple[Tensor, Tensor]
 
@@ -48,9 +48,7 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Attention of the tokens of a sample to its own context."""
 
-    def __init__(
-        self, channels: int, context: int, heads: int, qk_norm: bool, ops: ModuleType, torso: dict[str, Any]
-    ) -> None:
+    def __init__(self, channels: int, context: int, heads: int, qk_norm: bool, ops: ModuleType, torso: dict[str, Any]) -> None:
         super().__init__()
         self.heads = heads
         self.to_q = ops.Linear(channels, channels, **torso)
@@ -121,9 +119,7 @@ class ModulatedTransformerCrossBlock(nn.Module):
         else:
             self.adaLN_modulation = nn.Sequential(nn.SiLU(), ops.Linear(channels, 6 * channels, **torso))
 
-    def forward(
-        self, h: Tensor, mod: Tensor, batch: Batch, phases: Phases | None, seen: Callable[[Tensor], Tensor]
-    ) -> Tensor:
+    def forward(self, h: Tensor, mod: Tensor, batch: Batch, phases: Phases | None, seen: Callable[[Tensor], Tensor]) -> Tensor:
         """One layer.
 
         Args:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..run import QUIET, RunContext
+from ..context import QUIET, RunContext
 from .attention import Batch
 from .context import Both, Context, Kept, Nothing
 from .slat import SLatFlowModel

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..run import QUIET, RunContext
+from ..context import QUIET, RunContext
 
 Velocity = Callable[[Tensor, Tensor, Any], Tensor]
 OnStep = Callable[[int, Tensor, Tensor], None]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..run import QUIET, RunContext
+from ..context import QUIET, RunContext
 from .attention import Batch
 from .block import ModulatedTransformerCrossBlock, Phases
 from .context import Context, Tokens
@@ -68,9 +68,7 @@ class TimestepEmbedder(nn.Module):
 
     def __init__(self, channels: int, ops: ModuleType, outer: dict[str, Any]) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            ops.Linear(FREQUENCIES, channels, **outer), nn.SiLU(), ops.Linear(channels, channels, **outer)
-        )
+        self.mlp = nn.Sequential(ops.Linear(FREQUENCIES, channels, **outer), nn.SiLU(), ops.Linear(channels, channels, **outer))
 
     def forward(self, t: Tensor) -> Tensor:
         """t float32 [B], 0..1000 -> [B, C]."""

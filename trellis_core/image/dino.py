@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import WeightsError
-from ..noise import normal_parameter
+from ..flow.initialization import normal_parameter
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -49,9 +49,7 @@ class DinoV3Params:
         return cls(**{key: value for key, value in args.items() if key in known})
 
 
-def image_to_pixels(
-    picture: Image.Image, size: int, resampling: Image.Resampling = Image.Resampling.LANCZOS
-) -> Tensor:
+def image_to_pixels(picture: Image.Image, size: int, resampling: Image.Resampling = Image.Resampling.LANCZOS) -> Tensor:
     """Resize to size x size, without keeping the aspect -> float32 [3, size, size] in 0..1."""
     resized = picture.resize((size, size), resampling).convert("RGB")
     return torch.from_numpy(np.asarray(resized, dtype=np.float32) / 255).permute(2, 0, 1).contiguous()
@@ -149,9 +147,7 @@ class _Attention(nn.Module):
         self.o_proj = ops.Linear(p.hidden_size, p.hidden_size, bias=p.proj_bias, **place)
 
     def forward(self, x: Tensor, phases: tuple[Tensor, Tensor]) -> Tensor:
-        q, k, v = (
-            proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = (proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
         out = F.scaled_dot_product_attention(_rotate_patches(q, phases), _rotate_patches(k, phases), v)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 

@@ -49,7 +49,9 @@ def _works(index: int) -> bool:
 
         return probe(torch.device("cuda", index))
     except Exception as error:  # Triton without a compiler, for another GPU, half installed: anything at all may come
-        log.warning("Triton does not work here, plain PyTorch is used instead: %s", (str(error) or type(error).__name__).splitlines()[0])
+        log.warning(
+            "Triton does not work here, plain PyTorch is used instead: %s", (str(error) or type(error).__name__).splitlines()[0]
+        )
         return False
 
 

@@ -89,7 +89,9 @@ def _told(file: LoraFile) -> tuple[tuple[str, ...], int | None]:
     for key in ("base_model_name_or_path", "stage", "denoiser"):
         if isinstance(file.config.values.get(key), str):
             notes.setdefault(key, file.config.values[key])
-    resolution = next((int(r) for r in _RESOLUTION.findall(" ".join([file.metadata.get("resolution", ""), *notes.values()]))), None)
+    resolution = next(
+        (int(r) for r in _RESOLUTION.findall(" ".join([file.metadata.get("resolution", ""), *notes.values()]))), None
+    )
     for text in notes.values():
         stage, _ = _guess(text.lower())
         if stage:

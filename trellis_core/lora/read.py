@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import WeightsError
-from ..weights import DTYPES, Stored, read_header, refuse_pickle
+from ..weights.network_file import DTYPES, Stored, read_header, refuse_pickle
 from .deltas import Delta, Difference, Hadamard, Kronecker, LowRank, Replacement
 from .names import Place, find_place, stranger
 from .scales import Config, read_config
@@ -184,7 +184,9 @@ def _nothing_usable(file: Path, header: Mapping[str, Stored], whole: bool, skipp
         return WeightsError(f"{file} holds only adapters of a kind that is not supported: {skipped[0]}.")
     model = stranger(list(header))
     made_for = f" It seems to be made for {model}." if model else ""
-    return WeightsError(f'{file} fits no TRELLIS.2 network: not one known layer, its first key is "{next(iter(header))}".{made_for}')
+    return WeightsError(
+        f'{file} fits no TRELLIS.2 network: not one known layer, its first key is "{next(iter(header))}".{made_for}'
+    )
 
 
 def _check_stored(file: Path, key: str, part: str, stored: Stored) -> None:
@@ -228,7 +230,9 @@ class _Maker:
         for kind, (needed, allowed) in FORMS.items():
             if needed <= have <= needed | allowed:
                 return "DoRA" if "magnitude" in have else kind
-        raise WeightsError(f"{self.file}: the adapter of {self.place.target} is incomplete: it has only {', '.join(sorted(have))}.")
+        raise WeightsError(
+            f"{self.file}: the adapter of {self.place.target} is incomplete: it has only {', '.join(sorted(have))}."
+        )
 
     def deltas(self) -> dict[str, Delta]:
         make = {"LoRA": self._lora, "DoRA": self._lora, "LoKr": self._lokr, "LoHa": self._loha}.get(self.kind, dict)
@@ -290,4 +294,3 @@ class _Maker:
         makers = {"difference": (self.place.weight, Difference), "replacement": (self.place.weight, Replacement)}
         makers |= {"bias_difference": (bias, Difference), "bias_replacement": (bias, Replacement)}
         return {name: make(self.parts[part]) for part, (name, make) in makers.items() if part in self.parts}
-

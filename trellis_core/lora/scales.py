@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import WeightsError
-from ..weights import read_json
+from ..weights.network_file import read_json
 
 ASSUMED = "assumed equal to the rank: the file does not say"
 

@@ -7,11 +7,11 @@ import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from ..context import QUIET, RunContext
 from ..errors import InputError, WeightsError
 from ..fetch import fetch_file
-from ..run import QUIET, RunContext
 from ..settings import LORA_FIELDS, GenerationSettings
-from ..weights import read_header
+from ..weights.network_file import read_header
 from .read import MAX_BYTES
 from .stack import Lora
 
@@ -91,7 +91,9 @@ def _fetched(url: str, cache: Path, trusted: Collection[str], ctx: RunContext) -
         try:
             read_header(got.path)
         except WeightsError as error:
-            raise WeightsError("The address does not hold a safetensors file. LoRAs are fetched in this format only.") from error
+            raise WeightsError(
+                "The address does not hold a safetensors file. LoRAs are fetched in this format only."
+            ) from error
         kept = cache / f"{got.sha256}.safetensors"
         os.replace(got.path, kept)
     _sweep(cache, kept)

@@ -12,7 +12,7 @@ import torch
 
 from ..errors import InputError, WeightsError
 from ..family import Family, Route
-from ..weights import NetworkFile
+from ..weights.network_file import NetworkFile
 from .apply import Use
 from .deltas import Delta
 from .detect import GUESSED, Origin, by_magnitude, magnitude_names, origin_of
@@ -134,7 +134,9 @@ def _known_stage(family: Family, file: LoraFile, adapter: Adapter, lora: Lora) -
     if origin.stage is None or origin.certainty == GUESSED:
         if network := by_magnitude(adapter, _row_norms(family, adapter, origin.stages)):
             stage, resolution = next((s, k) for s in STAGES for k, r in _roles_of(family, s).items() if r == network)
-            return Origin((stage,), resolution or origin.resolution, "certain", "its magnitudes are those of this network's weights")
+            return Origin(
+                (stage,), resolution or origin.resolution, "certain", "its magnitudes are those of this network's weights"
+            )
     if origin.stage is None:
         raise InputError(
             f"It is not known for which stage {_name(lora.path)} is: {origin.evidence}. Choose one of "

@@ -1,0 +1,1 @@
+"""Triangle meshes alone: topology, cleanup, remeshing, decimation, distances."""

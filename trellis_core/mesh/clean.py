@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..context import QUIET, RunContext, obeying
 from ..errors import EmptyResultError, InputError
-from ..run import QUIET, RunContext, obeying
 from .holes import close_loops
 from .manifold import part_sheets
 from .orient import find_facets, turn_outward, wind

@@ -16,7 +16,7 @@ import threading
 
 import numpy as np
 
-from ..run import QUIET, RunContext
+from ..context import QUIET, RunContext
 from .topology import Array
 
 AGGRESSIVENESS = (2, 3, 5, 7)
@@ -81,9 +81,7 @@ def _simplify(vertices: Array, faces: Array, goal: int, aggressiveness: float, c
     return np.ascontiguousarray(vertices, np.float32), np.ascontiguousarray(faces, np.int32)
 
 
-def _simplify_in_child(
-    vertices: Array, faces: Array, goal: int, aggressiveness: float, ctx: RunContext
-) -> tuple[Array, Array]:
+def _simplify_in_child(vertices: Array, faces: Array, goal: int, aggressiveness: float, ctx: RunContext) -> tuple[Array, Array]:
     with tempfile.TemporaryDirectory(prefix="trellis_") as folder:
         source, result = (os.path.join(folder, name) for name in ("source", "result"))
         np.save(source + ".vertices.npy", vertices)

@@ -8,9 +8,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..context import QUIET, RunContext
 from ..errors import InputError
-from ..run import QUIET, RunContext
-from .crossings import spread
+from ..ovoxel.crossings import spread
 
 _PAIRS = 1 << 16
 _FIRST_NEIGHBOURS = 16

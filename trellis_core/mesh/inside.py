@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..run import QUIET, RunContext, check_obeyed
-from .crossings import grid_crossings
+from ..context import QUIET, RunContext, check_obeyed
+from ..ovoxel.crossings import grid_crossings
 from .topology import Array, blocks, signed_components
 
 NODE_BYTES = 7

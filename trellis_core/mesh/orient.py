@@ -316,4 +316,3 @@ def _half_plane(a: Array, b: Array, point: Array) -> Array:
     a, b = np.where(swap[:, None], b, a), np.where(swap[:, None], a, b)
     cross = (b[:, 0] - a[:, 0]) * (point[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (point[:, 0] - a[:, 0])
     return (cross >= 0) ^ swap
-

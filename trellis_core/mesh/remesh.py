@@ -14,18 +14,18 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ..context import QUIET, RunContext
 from ..errors import EmptyResultError, InputError
-from ..run import QUIET, RunContext
 from ..values import Mesh
 from .clean import check_mesh, drop_repeated_faces, merge_vertices
-from .contour import Quads, fill_pinches, sheet_quads, solid_quads, split_quads
 from .distance import TriangleIndex
+from .dual_marching_cubes import Quads, fill_pinches, sheet_quads, solid_quads, split_quads
 from .holes import fill_holes
 from .inside import NODE_BYTES, Lattice, Walls, find_inside, find_walls, margin
 from .manifold import make_manifold
 from .orient import unify_winding
+from .ray_parity import has_lids, odd_share, vote_inside
 from .topology import Array, blocks, compact, edges, face_areas, face_components, face_normals, label_boxes, run_starts
-from .vote import has_lids, odd_share, vote_inside
 
 _SHIFT = np.array([1.3e-3, 1.7e-3, 1.1e-3])  # of a step: keeps lattice nodes off axis-aligned faces
 _HOLE_PERIMETER = 8.0  # steps round a hole per step of gap to close
@@ -167,8 +167,8 @@ def narrow_band_remesh(
     mesh: Mesh, resolution: int, ctx: RunContext = QUIET, band: float = 1.0, project_back: float = 0.0
 ) -> Mesh:
     """The published remesh: a double wall at `band` voxels around the surface, pulled back onto it by `project_back` 0..1."""
-    from .reference.distance import ReferenceIndex
-    from .reference.remesh import Grid, narrow_band
+    from ..reference.distance import ReferenceIndex
+    from ..reference.remesh import Grid, narrow_band
 
     index = ReferenceIndex(mesh.vertices.cpu().numpy(), mesh.faces.cpu().numpy())
     grid = Grid(resolution, (resolution + 3 * band) / resolution, np.zeros(3))

@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..run import check_obeyed
+from ..context import check_obeyed
 
 Array = np.ndarray
 

@@ -84,4 +84,6 @@ def _choose(name: str) -> Convolve | None:
     try:
         return make(importlib.import_module(module))
     except Exception as error:  # half-installed CUDA packages raise anything at all on import
-        raise InputError(f'Convolution "{name}" needs the package {module.split(".")[0]}, which cannot be used: {error}.') from error
+        raise InputError(
+            f'Convolution "{name}" needs the package {module.split(".")[0]}, which cannot be used: {error}.'
+        ) from error

@@ -21,17 +21,17 @@ import torch
 from PIL import Image
 
 from .. import stages
+from ..asset.asset import refine_mesh
+from ..asset.report import surface_facts
 from ..family import Family, load_family
-from ..mesh.asset import refine_mesh
-from ..mesh.attributes import sample_attributes
-from ..mesh.dual_grid import dual_grid_to_mesh
-from ..mesh.report import surface_facts
+from ..ovoxel.attributes import sample_attributes
+from ..ovoxel.dual_grid import dual_grid_to_mesh
 from ..settings import GenerationSettings
 from ..values import Mesh, PbrVoxels
-from . import metrics
-from .dataset import dual_grid_targets
-from .objects import make_object
-from .render import Camera, Lighting, render_view
+from .mini import metrics
+from .mini.data.dataset import dual_grid_targets
+from .mini.data.objects import make_object
+from .mini.data.render import Camera, Lighting, render_view
 
 FIRST_SEED = 2_000_000
 TRUTH_GRID = 64
@@ -186,7 +186,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     fields = dict(item.split("=", 1) for item in args.set)
     settings = GenerationSettings(resolution=args.resolution, seed=0, **fields)
-    report = mean_of(evaluate(args.weights, args.objects, settings, args.first_seed, not args.raw, args.workers, args.precision))
+    report = mean_of(
+        evaluate(args.weights, args.objects, settings, args.first_seed, not args.raw, args.workers, args.precision)
+    )
     for name, row in report.items():
         print(f"{name:12}", "  ".join(f"{key} {value:.4f}" for key, value in row.items()))
     if args.json:

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .cache import ShapeLatents, TextureLatents, cache_file
-from .flows import SHAPE_SAMPLER, STRUCTURE_SAMPLER, TEXTURE_SAMPLER
 from .loop import load_averaged
-from .networks import CONFIGS, DINO_CONFIG, RESOLUTIONS, make_image_encoder, make_network
-from .run import auxiliary_heads
-from .stages import structure_scale
+from .mini.cache import ShapeLatents, TextureLatents, cache_file
+from .mini.flows import SHAPE_SAMPLER, STRUCTURE_SAMPLER, TEXTURE_SAMPLER
+from .mini.networks import CONFIGS, DINO_CONFIG, RESOLUTIONS, make_image_encoder, make_network
+from .mini.run import auxiliary_heads
+from .mini.stages import structure_scale
 
 PUBLISHED = ("steps", "guidance_strength", "guidance_rescale", "guidance_interval", "rescale_t")
 """Sampler parameters that pipeline.json knows."""

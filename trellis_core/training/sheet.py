@@ -15,11 +15,11 @@ import numpy as np
 from PIL import Image
 
 from .. import stages
+from ..asset.asset import Asset
 from ..family import Family, load_family
 from ..image.preprocess import open_picture
-from ..mesh.asset import Asset
 from ..mesh.frames import z_up_to_y_up
-from ..mesh.preview import Camera, Surface, contact_sheet, render
+from ..preview import Camera, Surface, contact_sheet, render
 from ..settings import GenerationSettings
 from .evaluate import FIRST_SEED, make_truth
 

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 
-from . import cache
-from .dataset import ShardedObjects
-from .dataset import main as make_dataset
-from .networks import make_image_encoder, make_network
-from .run import Run, auxiliary_heads
-from .stages import RECIPES, STAGES
+from .mini import cache
+from .mini.data.dataset import ShardedObjects
+from .mini.data.dataset import main as make_dataset
+from .mini.networks import make_image_encoder, make_network
+from .mini.run import Run, auxiliary_heads
+from .mini.stages import RECIPES, STAGES
 
 OBJECTS = 23000
 VALIDATION_SEED = 1_000_000

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..run import RunContext
+from ..context import RunContext
 from ..sparse.conv import ROW_BLOCK, NeighborMap, SubmanifoldConv3d
 from ..sparse.resample import ResamplePlan, channel_to_space, downsample_mean, space_to_channel, upsample_nearest
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..context import QUIET, RunContext
 from ..errors import EmptyResultError, InputError
-from ..run import QUIET, RunContext
 from ..sparse.conv import NeighborMap
 from ..sparse.libraries import chosen
 from ..sparse.resample import ResamplePlan, merge_plan, split_plan
@@ -241,7 +241,9 @@ class SparseUnetVaeDecoder(nn.Module):
         ours = isinstance(self.blocks[level][-1], SparseResBlockC2S3d) and chosen(h) is None
         return ctx.frugal and last and ours and not torch.is_grad_enabled()
 
-    def _in_slabs(self, block: SparseResBlockC2S3d, h: Tensor, nmap: NeighborMap, plan: ResamplePlan, ctx: RunContext) -> Tensor:
+    def _in_slabs(
+        self, block: SparseResBlockC2S3d, h: Tensor, nmap: NeighborMap, plan: ResamplePlan, ctx: RunContext
+    ) -> Tensor:
         """The last up-stage and the output [N, out], some parents at a time, together with the neighbours that theirs look at.
 
         Of the finest level's size, four times that of all others together, nothing is made but voxels and output.

@@ -70,9 +70,7 @@ class SparseStructureEncoder(nn.Module):
             self.blocks.extend(_ResBlock(channels, ops, torso) for _ in range(params.num_res_blocks))
             if level + 1 < len(width):
                 self.blocks.append(_Downsample(channels, width[level + 1], ops, torso))
-        self.middle_block = nn.ModuleList(
-            _ResBlock(width[-1], ops, torso) for _ in range(params.num_res_blocks_middle)
-        )
+        self.middle_block = nn.ModuleList(_ResBlock(width[-1], ops, torso) for _ in range(params.num_res_blocks_middle))
         self.out_layer = _Head(width[-1], 2 * params.latent_channels, params.norm_type, ops, outer)
 
     def forward(self, occupancy: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,9 +99,7 @@ class SparseStructureDecoder(nn.Module):
         torso = {"device": device, "dtype": self.dtype}
         width = params.channels
         self.input_layer = ops.Conv3d(params.latent_channels, width[0], 3, padding=1, **outer)
-        self.middle_block = nn.ModuleList(
-            _ResBlock(width[0], ops, torso) for _ in range(params.num_res_blocks_middle)
-        )
+        self.middle_block = nn.ModuleList(_ResBlock(width[0], ops, torso) for _ in range(params.num_res_blocks_middle))
         self.blocks = nn.ModuleList()
         for level, channels in enumerate(width):
             self.blocks.extend(_ResBlock(channels, ops, torso) for _ in range(params.num_res_blocks))

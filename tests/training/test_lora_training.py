@@ -1,0 +1,166 @@
+"""The LoRA trainer: data of several kinds, three stages, going on after an interruption."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trellis_core.cli.main import main
+from trellis_core.context import QUIET, RunContext
+from trellis_core.errors import Cancelled, InputError
+from trellis_core.family import load_family
+from trellis_core.gltf.read_textured import read_textured_mesh
+from trellis_core.lora.read import read_lora
+from trellis_core.lora.stack import Lora, match
+from trellis_core.training.lora.data import Views, _unzip, draw, prepare
+from trellis_core.training.lora.loss_plot import draw_curve, running_mean
+from trellis_core.training.lora.train import Recipe, train
+
+pytest.importorskip("peft")
+trimesh = pytest.importorskip("trimesh")
+
+
+def gold_box(extents=(1.0, 2.0, 1.0)) -> bytes:
+    box = trimesh.creation.box(extents)
+    colour = trimesh.visual.material.PBRMaterial(baseColorFactor=(255, 204, 51, 255), metallicFactor=1.0, roughnessFactor=0.2)
+    box.visual = trimesh.visual.TextureVisuals(uv=np.zeros((len(box.vertices), 2)), material=colour)
+    return box.export(file_type="glb")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "box.glb").write_bytes(gold_box())
+    (folder / "pin.obj").write_text(trimesh.creation.icosphere(1).export(file_type="obj"))
+    pixels = np.zeros((64, 64, 4), np.uint8)
+    pixels[8:56, 8:56] = (200, 40, 40, 255)
+    Image.fromarray(pixels).save(folder / "pin_1.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(data, tmp_path_factory):
+    family = load_family("mini")
+    return family, prepare(data, family, 512, Views(2, 45.0), 0, tmp_path_factory.mktemp("store") / "prepared.safetensors")
+
+
+def test_a_model_comes_upright_with_its_material():
+    mesh = read_textured_mesh(gold_box(), "glb")
+    size = mesh.triangles.flatten(0, 1).amax(0) - mesh.triangles.flatten(0, 1).amin(0)
+    torch.testing.assert_close(size, torch.tensor([0.5, 0.5, 1.0]), atol=1e-4, rtol=0)
+    (material,) = mesh.materials
+    assert material.base_color_factor == pytest.approx((1.0, 0.8, 0.2), abs=0.01)
+    assert (material.metallic_factor, material.roughness_factor) == (1.0, 0.2)
+    picture = np.asarray(draw(mesh, Views(1, 45.0), 0, 96)[0]).reshape(-1, 3).max(0)
+    assert picture[0] > picture[2] + 40, "gold is more red than blue"
+
+
+def test_what_is_prepared_decodes_to_the_models(prepared):
+    family, data = prepared
+    assert data.tokens.shape[:2] == (2, 2) and len(data.offsets) == 3
+    rows, coords = data.rows([1, 0, 1])
+    assert coords[:, 0].bincount().tolist() == [
+        int(data.offsets[2] - data.offsets[1]),
+        int(data.offsets[1]),
+        int(data.offsets[2] - data.offsets[1]),
+    ]
+    with family.network("sparse_structure_decoder") as decoder, torch.no_grad():
+        on = decoder(data.structure) > 0
+    grid = family.scales[512].output // family.structure_side
+    for item in range(2):
+        low, high = int(data.offsets[item]), int(data.offsets[item + 1])
+        filled = torch.zeros(on.shape[2:], dtype=torch.bool)
+        x, y, z = (data.coords[low:high].long() * family.upscale // grid).unbind(1)
+        filled[x, y, z] = True
+        assert (on[item, 0] & filled).sum() / (on[item, 0] | filled).sum() > 0.8
+
+
+def test_what_is_prepared_is_kept_and_belongs_to_its_family(prepared, data, tmp_path, monkeypatch):
+    family, first = prepared
+    monkeypatch.setattr("trellis_core.training.lora.data._encode", lambda *_: pytest.fail("was prepared already"))
+    store = tmp_path / "prepared.safetensors"
+    with pytest.raises(BaseException, match="already"):
+        prepare(data, family, 512, Views(2, 45.0), 0, store)
+    monkeypatch.undo()
+    second = prepare(data, family, 512, Views(2, 45.0), 0, store)
+    monkeypatch.setattr("trellis_core.training.lora.data._encode", lambda *_: pytest.fail("was prepared already"))
+    for again in (prepare(data, family, 512, Views(2, 45.0), 0, store), prepare(store, family, 512, Views(), 0, store)):
+        assert torch.equal(again.shape, second.shape) and torch.equal(again.shape, first.shape)
+    with pytest.raises(InputError, match="not prepared for this"):
+        prepare(store, family, 1024, Views(), 0, store)
+
+
+@pytest.mark.parametrize("stage", ["structure", "shape", "texture"])
+def test_every_stage_learns_and_its_file_fits(prepared, stage, tmp_path):
+    family, data = prepared
+    recipe = Recipe(16, 5e-3, 24, batch=2, sample_every=24)
+    file = train(family, stage, data, 512, recipe, tmp_path, QUIET)
+    losses = json.loads((tmp_path / stage / "losses.json").read_text())
+    assert len(losses) == 24
+    assert (tmp_path / stage / "loss.png").is_file()
+    assert [p.name for p in (tmp_path / stage / "samples").iterdir()] == ["step_00024.png"]
+    (report,) = match(family, Lora(file))
+    assert report.stage == stage and not report.skipped and not report.warnings and report.share > 1e-4
+    (adapter,) = read_lora(file).adapters
+    assert adapter.ranks == (16,) and {alpha for alpha, _ in adapter.alphas} == {16.0}
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(prepared, tmp_path, monkeypatch):
+    family, data = prepared
+    monkeypatch.setattr("trellis_core.training.lora.train.SAVE_EVERY", 4)
+    recipe = Recipe(16, 1e-3, 10, batch=2, sample_every=100)
+    whole = train(family, "structure", data, 512, recipe, tmp_path / "whole", QUIET)
+    seen = []
+
+    def stop() -> bool:
+        seen.append(1)
+        return (tmp_path / "cut" / "structure" / "state.pt").is_file() and len(seen) > 30
+
+    with pytest.raises(Cancelled):
+        train(family, "structure", data, 512, recipe, tmp_path / "cut", RunContext(is_cancelled=stop))
+    kept = len(torch.load(tmp_path / "cut" / "structure" / "state.pt", weights_only=True)["losses"])
+    assert 0 < kept < recipe.steps
+    cut = train(family, "structure", data, 512, recipe, tmp_path / "cut", QUIET)
+    losses = [json.loads((tmp_path / name / "structure" / "losses.json").read_text()) for name in ("whole", "cut")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)  # matrix products may differ in the last bit between two runs
+    (first,), (second,) = (read_lora(file).adapters for file in (whole, cut))
+    for name, delta in first.deltas.items():
+        one, other = (d.matrix(torch.empty(0)) for d in (delta, second.deltas[name]))
+        assert (one - other).norm() < 0.05 * one.norm()
+    with pytest.raises(InputError, match="other settings"):
+        train(family, "structure", data, 512, Recipe(32, 1e-3, 10), tmp_path / "cut", QUIET)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--learning-rate", "1"], "learning-rate must be from 1e-06 to 0.01"),
+        (["--steps", "50"], "steps must be from 100 to 10000"),
+        (["--views", "0"], "views"),
+        ([], "holds no models"),
+    ],
+)
+def test_wrong_calls_are_said_at_once(tmp_path, capsys, arguments, words):
+    (tmp_path / "empty").mkdir()
+    call = ["train-lora", "--data", str(tmp_path / "empty"), "--out", str(tmp_path / "out"), "--stage", "shape", *arguments]
+    assert main(call) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_a_zip_cannot_write_elsewhere(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as packed:
+        packed.writestr("../outside.glb", b"x")
+    with pytest.raises(InputError, match="leads out"):
+        _unzip(tmp_path / "bad.zip", tmp_path / "inner")
+    assert not (tmp_path / "outside.glb").exists()
+
+
+def test_the_curve_is_the_running_mean():
+    assert running_mean(np.array([4.0, 2.0, 0.0]), share=0.5).tolist() == [4.0, 3.0, 1.0]
+    assert draw_curve([1.0, 0.5]).size == draw_curve([0.1] * 500).size

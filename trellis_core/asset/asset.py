@@ -1,0 +1,295 @@
+"""From a decoded mesh and its PBR voxels to a finished, textured asset: our default way (spec F 1).
+
+(remesh) - clean - decimate - unwrap - bake - write.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..context import QUIET, RunContext, obeying
+from ..errors import EmptyResultError, InputError
+from ..gltf.glb import Packing, glb_bytes, write_whole
+from ..memory.mesh_budget import check_room
+from ..mesh.clean import check_mesh, clean, tidy
+from ..mesh.decimate import TOLERANCE, decimate
+from ..mesh.remesh import solid_remesh
+from ..mesh.topology import Array
+from ..texturing.textured_surface import Detail, Skin, Step, make_skin
+from ..values import Mesh, PbrVoxels
+from .placement import Placement
+from .report import AssetReport, stretch
+from .size_limit import Fitted, fit
+
+if TYPE_CHECKING:
+    from ..settings import GenerationSettings
+
+GAP_PER_BAND = 2.0
+"""Width in voxels of the openings that remeshing closes, per unit of the setting `remesh_band`."""
+_SHARE = 4
+"""How many times fewer vertices each level of detail has; its textures are half as large."""
+_LEAST_VERTICES, _LEAST_TEXELS = 100, 256
+"""What levels of detail do not go below."""
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A textured mesh, ready to be written, drawn or edited. Tensors on the CPU, object space, z up.
+
+    Attributes:
+        vertices: float32 [V, 3]. normals: float32 [V, 3] unit. uvs: float32 [V, 2], v = 0 is the first image row.
+        faces: int32 [F, 3], wound outward.
+        base_color: uint8 [S, S, 4], sRGB and alpha.
+        metallic_roughness: uint8 [S, S, 3]: ambient occlusion (255 without), roughness, metallic, as glTF packs them.
+        normal_map: uint8 [S, S, 3] in the space of `tangents` float32 [V, 4], or None.
+        alpha_mode: OPAQUE, MASK or BLEND.
+        double_sided: whether back faces are to be drawn.
+        glb: the finished file.
+        report: facts about all this.
+    """
+
+    vertices: Tensor
+    faces: Tensor
+    normals: Tensor
+    uvs: Tensor
+    base_color: Tensor
+    metallic_roughness: Tensor
+    alpha_mode: str
+    double_sided: bool
+    glb: bytes
+    report: AssetReport
+    tangents: Tensor | None = None
+    normal_map: Tensor | None = None
+
+    def to_glb_bytes(self) -> bytes:
+        """The asset as a binary glTF 2.0 file; equal assets give equal bytes."""
+        return self.glb
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the GLB, completely or not at all.
+
+        Raises:
+            InputError: the name does not end in .glb, or the file cannot be written there.
+        """
+        if os.path.splitext(path)[1].lower() != ".glb":
+            raise InputError(f"Assets are written as .glb files: {os.fspath(path)!r} must end in .glb.")
+        write_whole(path, self.glb)
+
+
+def make_asset(
+    mesh: Mesh,
+    voxels: PbrVoxels,
+    settings: GenerationSettings,
+    ctx: RunContext = QUIET,
+    *,
+    extras: Mapping[str, Any] | None = None,
+    refined: bool = False,
+    detail: Mesh | None = None,
+) -> Asset:
+    """Clean, decimate, unwrap and bake.
+
+    Args:
+        mesh: any triangles, as decoded: winding, duplicates and holes do not matter.
+        voxels: what to paint it with.
+        settings: `decimation_target` (vertices) or `faces`, `texture_size`, `uv_unwrap_*`, `remesh` (wrap everything in one
+            outer wall, see `solid_remesh`), `remesh_band` and the `FINISH_FIELDS` are used; `remesh_project` means nothing to
+            that method.
+        ctx: told the progress; a cancel takes effect within a second.
+        extras: written into the file's `asset.extras`.
+        refined: the mesh comes from `refine_mesh`: unwrap and bake it as it is.
+        detail: what a refined mesh was refined from: normal map and occlusion are baked from it.
+
+    Raises:
+        InputError: malformed mesh or voxels, an atlas too small for the charts, a file that cannot be made small enough.
+        EmptyResultError: the mesh has no surface, or there is no voxel.
+        OutOfBudgetError: the memory that a step would take is not there.
+    """
+    voxels = _check_voxels(voxels)
+    surface = check_mesh(*_arrays(mesh))
+    clock = _Clock(ctx)
+    if not refined:
+        source, surface = _refine(*surface, voxels.resolution, settings, clock)
+    elif detail is not None:
+        with clock.step("clean", 0.0, 0.3) as part:
+            source = clean(*check_mesh(*_arrays(detail)), 1 / voxels.resolution, part)
+    else:
+        source = surface
+    if settings.normal_map or settings.occlusion_map:
+        check_room("detail", len(source[1]), int(settings.texture_size) ** 2, ctx)
+    deep = Detail(*source, occlusion=settings.occlusion_map)
+
+    @cache
+    def dress(vertices: int, size: int) -> tuple[Skin, ...]:
+        """The surface with at most so many vertices, and its coarser levels."""
+        again = clock.ctx.part(0.45, 0.45)
+        levels = [tidy(*decimate(*surface, vertices, again), again)] if vertices < len(surface[0]) else [surface]
+        while len(levels) <= settings.lods:
+            target = len(levels[-1][0]) // _SHARE
+            coarser = tidy(*decimate(*levels[-1], max(target, _LEAST_VERTICES), again), again)
+            if len(coarser[1]) > 0.8 * len(levels[-1][1]):
+                break
+            levels.append(coarser)
+        skins = []
+        for number, level in enumerate(levels):
+            texels = max(size >> number, min(size, _LEAST_TEXELS))
+            for name in ("unwrap", "bake"):
+                check_room(name, len(level[1]), texels * texels, ctx)
+            step = clock.within(0.45 + 0.45 * number / len(levels), 0.45 + 0.45 * (number + 1) / len(levels))
+            skins.append(make_skin(*level, voxels, settings, texels, step, deep))
+        return tuple(skins)
+
+    place = Placement.of(surface[0], settings.pivot, settings.size_meters, settings.up_axis)
+    packing = Packing(settings.image_format, settings.image_quality, settings.compression, place)
+    wanted, size = len(surface[0]), int(settings.texture_size)
+    if settings.max_file_mb:
+        tried: list[tuple[Skin, ...]] = []
+
+        def parts(vertices: int, texels: int) -> list[Any]:
+            tried.append(dress(vertices, texels))
+            return [skin.part for skin in tried[-1]]
+
+        fitted = fit(parts, wanted, size, packing, int(settings.max_file_mb * 1e6), extras, clock.ctx)
+        skins = tried[-1]
+    else:
+        skins = dress(wanted, size)
+        with clock.step("write", 0.9, 1.0):
+            fitted = Fitted(glb_bytes([skin.part for skin in skins], packing, extras), packing, "")
+    ctx.report(1.0)
+    return _asset(skins, fitted, clock.seconds)
+
+
+def _asset(skins: tuple[Skin, ...], fitted: Fitted, seconds: Mapping[str, float]) -> Asset:
+    skin, part = skins[0], skins[0].part
+    covered = len(skin.flat.texels.number)
+    report = AssetReport(
+        **skin.facts,
+        **stretch(part.vertices, part.faces, part.uvs),
+        charts=len(skin.flat.axis),
+        exported_vertices=len(part.vertices),
+        texture_size=skin.size,
+        atlas_use=(covered - skin.flat.overlap) / skin.size**2,
+        overlap=skin.flat.overlap / max(covered, 1),
+        texels_per_face=float(skin.baked.texels_of_face.median()),
+        alpha_mode=part.alpha_mode,
+        see_through=skin.baked.see_through,
+        level_faces=tuple(len(level.part.faces) for level in skins),
+        file_bytes=len(fitted.data),
+        note=fitted.note,
+        seconds=seconds,
+    )
+
+    def tensor(array: Array | None) -> Tensor | None:
+        return None if array is None else torch.from_numpy(np.ascontiguousarray(array))
+
+    return Asset(
+        *(tensor(a) for a in (part.vertices, part.faces, part.normals, part.uvs, part.base_color, part.material)),
+        part.alpha_mode,
+        part.double_sided,
+        fitted.data,
+        report,
+        tensor(part.tangents),
+        tensor(part.normal_map),
+    )
+
+
+def refine_mesh(mesh: Mesh, settings: GenerationSettings, resolution: int, ctx: RunContext = QUIET) -> Mesh:
+    """The first half of `make_asset`: clean and decimate.
+
+    Args:
+        mesh: as decoded.
+        settings: `decimation_target` (vertices), `remesh` and `remesh_band` are used.
+        resolution: voxels per axis of the grid it was decoded from; sets what counts as small.
+
+    Raises:
+        InputError: malformed mesh. EmptyResultError: it has no surface.
+    """
+    surface = check_mesh(*_arrays(mesh))
+    whole = ctx.part(0.0, 1 / 0.45)  # these steps are the first 45 % of making an asset
+    _, (vertices, faces) = _refine(*surface, resolution, settings, _Clock(whole))
+    ctx.report(1.0)
+    return _mesh(np.ascontiguousarray(vertices), np.ascontiguousarray(faces))
+
+
+def _refine(
+    vertices: Array, faces: Array, resolution: int, settings: GenerationSettings, clock: _Clock
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """The clean surface, and the same with as many vertices or faces as wanted."""
+    if settings.remesh:
+        with clock.step("remesh", 0.0, 0.2) as part, obeying(part):
+            gaps = GAP_PER_BAND * settings.remesh_band
+            vertices, faces = _arrays(solid_remesh(_mesh(vertices, faces), resolution, part, gaps))
+    check_room("clean", len(faces), 0, clock.ctx)
+    with clock.step("clean", 0.2 if settings.remesh else 0.0, 0.3) as part:
+        source = clean(vertices, faces, 1 / resolution, part)
+    if settings.decimation_target < len(source[0]):
+        check_room("decimate", len(source[1]), 0, clock.ctx)
+    with clock.step("decimate", 0.3, 0.45) as part:
+        vertices, faces = _reduced(*source, settings, part.part(0.0, 0.9))
+        return source, (tidy(vertices, faces, part.part(0.9, 1.0)) if len(faces) < len(source[1]) else source)
+
+
+def _reduced(vertices: Array, faces: Array, settings: GenerationSettings, ctx: RunContext) -> tuple[Array, Array]:
+    if not settings.faces:
+        return decimate(vertices, faces, settings.decimation_target, ctx)
+    if len(faces) <= settings.faces * (1 + TOLERANCE):
+        return vertices, faces
+    target = settings.faces / 2 + len(vertices) - len(faces) / 2  # Euler: inner edges take a vertex and two faces along
+    found = decimate(vertices, faces, max(int(target), 4), ctx.part(0.0, 0.5))
+    missed = settings.faces - len(found[1])
+    if abs(missed) > TOLERANCE * settings.faces:  # borders were shortened as well
+        found = decimate(vertices, faces, max(int(len(found[0]) + missed / 2), 4), ctx.part(0.5, 1.0))
+    return found
+
+
+def _arrays(mesh: Mesh) -> tuple[Array, Array]:
+    return mesh.vertices.cpu().numpy(), mesh.faces.cpu().numpy()
+
+
+def _mesh(vertices: Array, faces: Array) -> Mesh:
+    return Mesh(torch.from_numpy(vertices), torch.from_numpy(faces))
+
+
+class _Clock:
+    """Names the steps of a run, gives each its share of the progress, and takes their times."""
+
+    def __init__(self, ctx: RunContext) -> None:
+        self.ctx = replace(ctx, on_progress=ctx.on_progress and self._forward)
+        self._report, self._furthest = ctx.on_progress, 0.0
+        self.seconds: dict[str, float] = {}
+
+    def _forward(self, fraction: float, name: str) -> None:
+        """Steps that are done again, to fit a file, do not take the progress back."""
+        self._furthest = max(self._furthest, fraction)
+        self._report(self._furthest, name)
+
+    @contextmanager
+    def step(self, name: str, start: float, stop: float) -> Iterator[RunContext]:
+        part = self.ctx.part(start, stop, name)
+        part.report(0.0)
+        began = time.perf_counter()
+        yield part
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 3)
+
+    def within(self, start: float, stop: float) -> Step:
+        """Steps whose 0..1 is this part of the whole."""
+        return lambda name, low, high: self.step(name, start + (stop - start) * low, start + (stop - start) * high)
+
+
+def _check_voxels(voxels: PbrVoxels) -> PbrVoxels:
+    coords, attrs = voxels.coords.cpu(), voxels.attrs.cpu().float()
+    if coords.ndim != 2 or coords.shape[1] != 3 or attrs.shape != (len(coords), 6):
+        raise InputError(f"Voxels need coords [N, 3] and attrs [N, 6], not {tuple(coords.shape)} and {tuple(attrs.shape)}.")
+    known = attrs.isfinite().all(1) & (coords >= 0).all(1) & (coords < voxels.resolution).all(1)
+    if not known.any():
+        raise EmptyResultError("There is no voxel to take colours from.")
+    return PbrVoxels(coords[known], attrs[known], voxels.resolution)

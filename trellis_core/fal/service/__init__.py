@@ -1,0 +1,1 @@
+"""The hosted endpoints' queue protocol, served from one's own machine."""

@@ -1,0 +1,98 @@
+"""The runner that makes models on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...context import RunContext
+from ...errors import WeightsError
+from ...settings import LORA_FIELDS, resolve_seed
+from ..endpoints import result
+from ..errors import field_error
+from .inputs import Inputs, Reader
+from .jobs import Watch, Work
+from .store import FileStore
+
+if TYPE_CHECKING:
+    from ...family import Family
+    from ...image.preprocess import Matte
+
+LORA_STAGES = dict(zip(LORA_FIELDS, ("structure", "shape", "texture"), strict=True))
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished model: the GLB file, and the seed it was made with."""
+
+    glb: bytes
+    seed: int
+
+
+Make = Callable[[Inputs, RunContext], Made]
+"""Makes a model; raises `Cancelled` soon after it is asked to stop."""
+
+
+def maker(family: Family, matte: Matte | None, device: str = "cpu") -> Make:
+    """Makes models with these weights; `matte` finds the subject of pictures that are not cut out."""
+    import torch
+
+    from ... import stages
+    from ...lora.stack import Lora, place
+
+    def make(inputs: Inputs, ctx: RunContext) -> Made:
+        ctx = replace(ctx, device=torch.device(device))
+        settings = inputs.settings.model_copy(update={"seed": resolve_seed(inputs.settings.seed)})
+        route = family.route(settings.resolution, settings.cascade)
+        loras = [Lora(path, stage=LORA_STAGES[field]) for field, path in inputs.loras.items()]
+        try:
+            changed = place(family, loras, route)[0] if loras else family
+        except WeightsError as error:
+            raise field_error(next(iter(inputs.loras)), str(error), "value_error") from None
+        with torch.inference_mode():
+            asset = stages.generate(changed, inputs.picture, settings, matte=matte, ctx=ctx)
+        return Made(asset.to_glb_bytes(), int(settings.seed or 0))
+
+    return make
+
+
+class LocalRunner:
+    """Reads requests and makes their models in threads of this process, `slots` at a time."""
+
+    def __init__(self, make: Make, reader: Reader, store: FileStore, slots: int = 1) -> None:
+        self._make, self._reader, self._store, self.slots = make, reader, store, slots
+
+    async def run(self, work: Work, watch: Watch) -> dict[str, Any]:
+        return await asyncio.to_thread(produce, self._make, self._reader, self._store, work, watch)
+
+
+def produce(make: Make, reader: Reader, store: FileStore, work: Work, watch: Watch) -> dict[str, Any]:
+    """One request from its body to its answer. Blocks; errors are those of `Reader.read` and of the library."""
+    inputs = reader.read(work, watch)
+    try:
+        made = make(inputs, watch.ctx)
+    finally:
+        reader.discard(inputs.loras)
+    return answer_for(work, inputs, made, store)
+
+
+def answer_for(work: Work, inputs: Inputs, made: Made, store: FileStore) -> dict[str, Any]:
+    """Keep the model, and say so as the endpoint does."""
+    file = store.put_bytes(made.glb, f"{work.request_id}.glb", "model/gltf-binary", work.lifetime)
+    described = {"url": file.address, "content_type": file.content_type, "file_name": file.name, "file_size": file.size}
+    return result(work.app, inputs.settings, made.seed, described)
+
+
+@contextmanager
+def with_loras(inputs: Inputs, loras: Mapping[str, bytes]) -> Iterator[Inputs]:
+    """Inputs whose LoRA files are of this machine, as long as the block lasts."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {field: Path(folder) / f"{field}.safetensors" for field in loras}
+        for field, path in paths.items():
+            path.write_bytes(loras[field])
+        yield replace(inputs, loras=paths)

@@ -1,0 +1,1 @@
+"""Mesh files: writing GLB, reading it back, its encodings."""

@@ -1,0 +1,1 @@
+"""From a clean surface to a textured one: charts, packing, rasterising, baking."""

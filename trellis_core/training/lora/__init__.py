@@ -1,0 +1,1 @@
+"""Training LoRAs on models of one's own, and the three demonstration LoRAs."""

@@ -1,0 +1,236 @@
+"""`python -m trellis_core train-lora`: LoRAs for the three stages, trained through PEFT with the losses of spec A 9.
+
+A run is a folder: OUT/prepared.safetensors, and for every stage OUT/STAGE.safetensors with its loss curve, its samples and
+what it needs to go on after an interruption. The same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ...context import RunContext
+from ...errors import InputError
+from ...family import BUNDLED, Family, load_family
+from ...lora.deltas import Delta, LowRank
+from ...lora.write import save
+from ..losses import TimeSchedule, diffuse, drop_condition
+from .data import Prepared, Views, prepare
+from .loss_plot import draw_curve
+from .samples import draw_sample
+
+ROLES = {"structure": "sparse_structure_flow_model", "shape": "shape_slat_flow_model_{}", "texture": "tex_slat_flow_model_{}"}
+TIMES = {
+    "structure": TimeSchedule("logitNormal", 1.0, 1.0),
+    "shape": TimeSchedule("uniform"),
+    "texture": TimeSchedule("uniform"),
+}
+TARGETS = {
+    "attention": r"blocks\.\d+\.(self_attn\.(to_qkv|to_out)|cross_attn\.(to_q|to_kv|to_out))",
+    "all": r"blocks\.\d+\.(self_attn\.(to_qkv|to_out)|cross_attn\.(to_q|to_kv|to_out)|mlp\.mlp\.[02])",
+}
+P_UNCOND = 0.1
+CLIP = 1.0
+WARM_UP = 20
+SAVE_EVERY = 50
+ADAPTER = "default"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a LoRA is trained; names and ranges of the hosted trainer (spec E 2.4).
+
+    Attributes:
+        rank: 16, 32 or 64; learning_rate: 1e-6..1e-2; steps: 100..10000.
+        targets: "attention", or "all" for the feed-forward layers too.
+        batch: objects of a step.
+        sample_every: steps between two pictures of what the LoRA makes by then.
+    """
+
+    rank: int = 32
+    learning_rate: float = 1e-4
+    steps: int = 1000
+    targets: str = "attention"
+    batch: int = 8
+    seed: int = 0
+    sample_every: int = 200
+
+    def check(self) -> None:
+        """Raise `InputError` for values out of range."""
+        for name, value, low, high in (
+            ("learning-rate", self.learning_rate, 1e-6, 1e-2),
+            ("steps", self.steps, 100, 10_000),
+            ("batch", self.batch, 1, 1024),
+            ("sample-every", self.sample_every, 1, 10_000),
+        ):
+            if not low <= value <= high:
+                raise InputError(f"--{name} must be from {low:g} to {high:g}, not {value:g}.")
+
+
+def run(options: argparse.Namespace) -> None:
+    """The command; see `options.add_train_command` for its options."""
+    recipe = Recipe(
+        options.rank, options.learning_rate, options.steps, options.targets, options.batch, options.seed, options.sample_every
+    )
+    recipe.check()
+    if options.views < 1:
+        raise InputError(f"--views must be 1 or more, not {options.views}.")
+    _peft()
+    family = load_family(options.family)
+    if options.resolution not in family.resolutions:
+        raise InputError(f"The weights {family.name} have no networks for {options.resolution}.")
+    options.out.mkdir(parents=True, exist_ok=True)
+    front = 45.0 if options.family in BUNDLED else 180.0  # mini has only ever seen fronts
+    bar = tqdm(total=1.0, bar_format="preparing {percentage:3.0f}% |{bar}| {elapsed} {postfix}", disable=None, leave=False)
+    with bar:
+        ctx = RunContext(torch.device(options.device), on_progress=lambda done, name: _move(bar, done, name))
+        data = prepare(
+            options.data, family, options.resolution, Views(options.views, options.azimuth or front), options.seed,
+            options.out / "prepared.safetensors", ctx,
+        )  # fmt: skip
+    print(f"Data     {len(data)} objects, {len(data.coords)} latent voxels", file=sys.stderr)
+    ctx = RunContext(torch.device(options.device))
+    for stage in dict.fromkeys(options.stage):
+        file = train(family, stage, data, options.resolution, recipe, options.out, ctx)
+        print(f"LoRA     {file} ({file.stat().st_size / 1e3:.0f} kB)")
+
+
+def train(family: Family, stage: str, data: Prepared, resolution: int, recipe: Recipe, out: Path, ctx: RunContext) -> Path:
+    """Train a LoRA for one stage, or go on with it; returns the file.
+
+    Raises:
+        InputError: PEFT is not installed, or the folder holds a run with another recipe.
+    """
+    peft = _peft()
+    role = ROLES[stage].format(resolution)
+    folder = out / stage
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    with family.network(role, ctx) as model:
+        config = peft.LoraConfig(
+            r=recipe.rank, lora_alpha=recipe.rank, target_modules=TARGETS[recipe.targets], lora_dropout=0.0
+        )
+        torch.manual_seed(recipe.seed)
+        peft.inject_adapter_in_model(config, model, ADAPTER)
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        for parameter in trained.values():  # half precision is too coarse for small steps
+            parameter.data = parameter.data.float()
+        optimizer = torch.optim.AdamW(trained.values(), lr=recipe.learning_rate, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01)
+        state = _State(folder / "state.pt", {**vars(recipe), "stage": stage, "resolution": resolution, "family": family.name})
+        losses = state.resume(trained, optimizer)
+        loss = _loss(stage, model, data, ctx.device)
+        for step in tqdm(range(len(losses), recipe.steps), stage, recipe.steps, initial=len(losses), disable=None):
+            ctx.check()
+            losses.append(_step(step, loss, recipe, trained, optimizer))
+            done = step + 1
+            if done % recipe.sample_every == 0 or done == recipe.steps:
+                picture = draw_sample(family, stage, model, data, resolution, ctx)
+                picture.save(folder / "samples" / f"step_{done:05}.png")
+            if done % SAVE_EVERY == 0 or done == recipe.steps:
+                state.keep(trained, optimizer, losses)
+                draw_curve(losses).save(folder / "loss.png")
+        deltas = _deltas(model)
+    (folder / "losses.json").write_text(json.dumps([round(value, 5) for value in losses]) + "\n")
+    notes = {"family": family.name, "steps": str(recipe.steps), "trained_with": f"trellis_core, rank {recipe.rank}"}
+    return save(out / f"{stage}.safetensors", {(stage, None if stage == "structure" else resolution): deltas}, notes=notes)
+
+
+def _step(
+    step: int, loss: Callable[[torch.Generator, int], Tensor], recipe: Recipe, trained: dict[str, nn.Parameter], optimizer: Any
+) -> float:
+    """One update; its random numbers depend on the step alone, so a run that was interrupted goes on as it would have."""
+    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.learning_rate * min(1.0, (step + 1) / WARM_UP)
+    value = loss(generator, recipe.batch)
+    value.backward()
+    norm = nn.utils.clip_grad_norm_(trained.values(), CLIP)
+    if norm.isfinite():
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return value.item()
+
+
+def _loss(stage: str, model: nn.Module, data: Prepared, device: torch.device) -> Callable[[torch.Generator, int], Tensor]:
+    """What makes a step's flow-matching loss on random objects and random pictures of them."""
+    tokens = data.tokens if stage == "structure" else data.fine_tokens
+
+    def loss(generator: torch.Generator, batch: int) -> Tensor:
+        objects = torch.randint(len(data), (batch,), generator=generator)
+        cond = tokens[objects, torch.randint(tokens.shape[1], (batch,), generator=generator)].float()
+        if stage == "structure":
+            x0, sample = data.structure[objects], torch.arange(batch)
+        else:
+            rows, coords = data.rows(objects.tolist())
+            x0, sample = (data.shape if stage == "shape" else data.texture)[rows], coords[:, 0].long()
+        noise = torch.randn(x0.shape, generator=generator)
+        t = TIMES[stage].sample(batch, generator)
+        cond = drop_condition(cond, P_UNCOND, torch.rand(batch, generator=generator).numpy()).to(device)
+        x_t, target = (v.to(device) for v in diffuse(x0, noise, t[sample].view(-1, *[1] * (x0.ndim - 1))))
+        tau = 1000 * t.to(device)
+        if stage == "structure":
+            return F.mse_loss(model(x_t, tau, cond), target)
+        known = data.shape[rows].to(device) if stage == "texture" else None
+        return F.mse_loss(model(x_t, coords.to(device), tau, cond, known), target)
+
+    return loss
+
+
+class _State:
+    """What a run needs to go on, in one file that is replaced as a whole."""
+
+    def __init__(self, path: Path, recipe: dict[str, Any]) -> None:
+        self.path = path
+        self.recipe = {key: value for key, value in recipe.items() if key not in ("steps", "sample_every")}
+
+    def resume(self, trained: dict[str, nn.Parameter], optimizer: Any) -> list[float]:
+        """Fill parameters and optimizer from the file, if there is one; the losses so far."""
+        if not self.path.is_file():
+            return []
+        state = torch.load(self.path, weights_only=True)
+        if state["recipe"] != self.recipe or set(state["trained"]) != set(trained):
+            raise InputError(f"{self.path.parent} holds a run with other settings: choose another folder, or delete it.")
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(state["trained"][name])
+        optimizer.load_state_dict(state["optimizer"])
+        return state["losses"]
+
+    def keep(self, trained: dict[str, nn.Parameter], optimizer: Any, losses: list[float]) -> None:
+        values = {name: parameter.detach() for name, parameter in trained.items()}
+        partial = self.path.with_suffix(".partial")
+        torch.save({"recipe": self.recipe, "trained": values, "optimizer": optimizer.state_dict(), "losses": losses}, partial)
+        os.replace(partial, self.path)
+
+
+def _deltas(model: nn.Module) -> dict[str, Delta]:
+    """What PEFT's layers have learnt, by parameter."""
+    found: dict[str, Delta] = {}
+    for name, layer in model.named_modules():
+        if hasattr(layer, "lora_A") and ADAPTER in layer.lora_A:
+            down, up = (side[ADAPTER].weight.detach().float().cpu() for side in (layer.lora_A, layer.lora_B))
+            found[f"{name}.weight"] = LowRank(down, up, float(layer.scaling[ADAPTER]))
+    return found
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise InputError("Training LoRAs needs PEFT: pip install peft (or the `lora` extra of this package).") from None
+    return peft
+
+
+def _move(bar: tqdm, done: float, name: str) -> None:
+    bar.n = round(done, 3)
+    bar.set_postfix_str(name)

@@ -1,0 +1,1 @@
+"""How the bundled family is trained: its networks, stages and measures."""

@@ -1,0 +1,333 @@
+"""Reading networks from disk: safetensors only, every tensor accounted for (spec A 1.2, 1.6).
+
+A network lies as `stem.json` ({"name": class, "args": {...}}) beside `stem.safetensors`. Stored tensors may be half
+precision throughout; they are copied into parameters of the dtype that the network's own policy asks for.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ..context import QUIET, RunContext
+from ..errors import WeightsError
+from . import gguf
+from .low_precision import lower, rounded
+from .quantised import CODES, COMPANION, decode
+
+IMAGE_ENCODER = "DinoV3Encoder"
+
+NETWORKS = {
+    "SparseStructureFlowModel": ("flow.structure", "SparseStructureFlowParams"),
+    "SLatFlowModel": ("flow.slat", "SLatFlowParams"),
+    "SparseStructureEncoder": ("vae.structure", "SparseStructureEncoderParams"),
+    "SparseStructureDecoder": ("vae.structure", "SparseStructureDecoderParams"),
+    "SparseUnetVaeEncoder": ("vae.sparse_unet", "SparseUnetVaeEncoderParams"),
+    "SparseUnetVaeDecoder": ("vae.sparse_unet", "SparseUnetVaeDecoderParams"),
+    "FlexiDualGridVaeEncoder": ("vae.sparse_unet", "FlexiDualGridVaeEncoderParams"),
+    "FlexiDualGridVaeDecoder": ("vae.sparse_unet", "FlexiDualGridVaeDecoderParams"),
+    IMAGE_ENCODER: ("image.dino", "DinoV3Params"),
+}
+"""Class name -> (module below trellis_core, class of its parameters)."""
+
+ALIASES = {"ElasticSLatFlowModel": "SLatFlowModel"}
+"""Published names of classes that differ from ours only in how they are trained."""
+
+PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
+PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+RECOMPUTED = re.compile(r"(.*\.)?(rope_phases|pos_emb)")
+"""Buffers that a file may hold and that networks compute from their config."""
+
+UNUSED = re.compile(r"embeddings\.mask_token|norm\.(weight|bias)")
+"""Parameters of the image encoder that a file may lack: nothing here reads them."""
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+READABLE = tuple(dict.fromkeys((*DTYPES, *CODES, *(kind.name for kind in gguf.KINDS.values()))))
+"""What tensors may be stored as."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor in a file: its dtype as safetensors spells it, shape, and bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    size: int
+
+
+@dataclass(frozen=True)
+class NetworkFile:
+    """A network on disk, not yet read.
+
+    Attributes:
+        name: class, a key of `NETWORKS`.
+        args: what the class's parameters are made from.
+        file: the safetensors file.
+        prefix: in front of the names of its tensors, for files that hold several networks.
+        precision: None, or what the layers of a flow transformer are rounded to (see `lowbit`).
+    """
+
+    name: str
+    args: Mapping[str, Any] = field(hash=False)
+    file: Path
+    prefix: str = ""
+    precision: str | None = None
+
+    def header(self) -> dict[str, Stored]:
+        """Its tensors by their names without the prefix."""
+        return {k.removeprefix(self.prefix): v for k, v in read_header(self.file).items() if k.startswith(self.prefix)}
+
+    def build(self, ctx: RunContext = QUIET, ops: Any = nn) -> nn.Module:
+        """The network on the meta device, its layers taken from the namespace `ops`: shapes and dtypes, no memory."""
+        model = self._build(ctx, ops)
+        if self.precision:
+            lower(model, self.precision)
+        return model
+
+    def _build(self, ctx: RunContext = QUIET, ops: Any = nn) -> nn.Module:
+        module, params = NETWORKS[self.name]
+        home = importlib.import_module(f"..{module}", __package__)
+        dtype = None if self.name == IMAGE_ENCODER else torso_dtype(ctx, self.args.get("dtype"))
+        try:
+            known = getattr(home, params).from_args(dict(self.args))
+            return getattr(home, self.name)(known, ops=ops, device="meta", dtype=dtype)
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            raise WeightsError(f"The config of {self.file.stem} does not describe a {self.name}: {error}.") from error
+
+    @contextmanager
+    def opened(self) -> Iterator[Callable[[str], Tensor]]:
+        """Its file, as a function from a tensor's name to the tensor; codes of fewer bits come decoded, in float32."""
+        if self.file.suffix == ".gguf":
+            table = gguf.read_table(self.file)
+            yield lambda key: gguf.read_tensor(self.file, table[self.prefix + key])
+            return
+        stored = self.header()
+        with _opened(self.file) as file:
+
+            def read(key: str) -> Tensor:
+                tensor = file.get_tensor(self.prefix + key)
+                if stored[key].dtype not in CODES:
+                    return tensor
+                try:
+                    return decode(tensor, key, stored.__contains__, lambda name: file.get_tensor(self.prefix + name))
+                except ValueError as error:
+                    raise WeightsError(f'{self.file}: tensor "{key}" cannot be decoded: {error}.') from error
+
+            yield read
+
+    def memory(self, ctx: RunContext = QUIET) -> int:
+        """Bytes that its parameters take once loaded."""
+        return sum(t.numel() * t.element_size() for t in self.build(ctx).state_dict().values())
+
+    def check(self) -> Any:
+        """The network's params, after holding the file's table of contents against it; reads no tensor."""
+        model = self._build()
+        _match(self, model)
+        return model.params
+
+    def load(self, ctx: RunContext = QUIET, ops: Any = nn) -> nn.Module:
+        """The network in eval mode on the context's device, with gradients off.
+
+        Raises:
+            WeightsError: the file is damaged, or a tensor is missing, unexpected, misshapen or not finite.
+        """
+        model = self._build(ctx, ops)
+        wanted = _match(self, model)
+        lowered = lower(model, self.precision) if self.precision else {}
+        unused = [k for k in model.state_dict() if UNUSED.fullmatch(k) and k not in wanted]
+        state: dict[str, Tensor] = {k: torch.zeros_like(model.state_dict()[k], device=ctx.device) for k in unused}
+        with self.opened() as read:
+            for done, (key, blank) in enumerate(wanted.items()):
+                tensor = _finite(self.file, key, read(key))
+                if key in lowered:
+                    state |= rounded(key, tensor.to(ctx.device), self.precision)
+                    continue
+                # A copy even where nothing changes: a view into the mapped file would change if the file does.
+                state[key] = tensor.to(ctx.device, blank.dtype, copy=True)
+                ctx.report((done + 1) / len(wanted))
+        model.load_state_dict(state, assign=True)
+        return model.eval().requires_grad_(False)
+
+
+def torso_dtype(ctx: RunContext, configured: str | None = None) -> torch.dtype | None:
+    """What the context asks for; else float32 on CPUs, where half precision is slow, and None, for the config's, elsewhere.
+
+    GPUs without bfloat16 get float32 in its place: float16 has not its range.
+    """
+    if ctx.dtype is not None or ctx.device.type == "cpu":
+        return ctx.dtype or torch.float32
+    return torch.float32 if configured == "bfloat16" and not _has_bfloat16(ctx.device) else None
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type != "cuda" or torch.version.hip is not None:
+        return True
+    return torch.cuda.is_available() and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def network_file(stem: Path) -> NetworkFile:
+    """The network of `stem.json` and `stem.safetensors`, or else a GGUF file of that stem."""
+    stem = Path(stem)
+    refuse_pickle(stem)
+    config, file = stem.with_name(stem.name + ".json"), stem.with_name(stem.name + ".safetensors")
+    if not file.is_file():
+        file = _gguf_beside(stem) or file
+    for path in (config, file):
+        if not path.is_file():
+            raise WeightsError(f"There is no file {path}.{_pickle_beside(stem)}")
+    content = read_json(config)
+    name = ALIASES.get(content.get("name"), content.get("name"))
+    if name not in NETWORKS or not isinstance(content.get("args"), dict):
+        raise WeightsError(f'{config} does not name a network of this family: "{name}". Known: {", ".join(NETWORKS)}.')
+    return NetworkFile(name, content["args"], file)
+
+
+def image_encoder_file(folder: Path) -> NetworkFile:
+    """The DINOv3 encoder of a folder with `config.json` and `model.safetensors`."""
+    config, file = folder / "config.json", folder / "model.safetensors"
+    for path in (config, file):
+        if not path.is_file():
+            raise WeightsError(f"There is no file {path}.{_pickle_beside(folder / 'pytorch_model')}")
+    return NetworkFile(IMAGE_ENCODER, read_json(config), file)
+
+
+def load_network(stem: Path, ctx: RunContext = QUIET) -> nn.Module:
+    """Read the network of `stem.json` and `stem.safetensors`; see `NetworkFile.load`."""
+    return network_file(stem).load(ctx)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, or `WeightsError`."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise WeightsError(f"{path} cannot be read as JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} should hold a JSON object, not {type(content).__name__}.")
+    return content
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raise for files that are Python pickles, by name or by content: opening one can run code."""
+    pickled = path.suffix.lower() in PICKLES
+    if not pickled and path.is_file():
+        with path.open("rb") as file:
+            pickled = file.read(4).startswith(PICKLE_STARTS)
+    if pickled:
+        raise WeightsError(
+            f"{path} is a Python pickle, which can run code when opened. Convert it to safetensors, or get the "
+            "safetensors version of these weights."
+        )
+
+
+def read_header(file: Path) -> dict[str, Stored]:
+    """The table of contents of a safetensors or GGUF file, checked against the file's size."""
+    stat = _stat(file)
+    return _read_header(file, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _read_header(file: Path, size: int, _changed: int) -> dict[str, Stored]:
+    refuse_pickle(file)
+    if file.suffix == ".gguf":
+        return {key: Stored(entry.kind.name, entry.shape, entry.size) for key, entry in gguf.read_table(file).items()}
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise WeightsError(f"{file} is cut short or not a safetensors file: {size} bytes hold no whole header.")
+        try:
+            table = json.loads(stream.read(length))
+            table.pop("__metadata__", None)
+            tensors = {}
+            for key, entry in sorted(table.items(), key=lambda item: item[1]["data_offsets"]):
+                start, end = entry["data_offsets"]
+                tensors[key] = Stored(entry["dtype"], tuple(entry["shape"]), end - start)
+                _check_extent(file, key, tensors[key], 8 + length + end, size)
+        except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise WeightsError(f"{file} is not a safetensors file, or its header is damaged: {error}.") from error
+    return tensors
+
+
+def _check_extent(file: Path, key: str, tensor: Stored, end: int, size: int) -> None:
+    if end > size:
+        raise WeightsError(
+            f'{file} is cut short: tensor "{key}" ends at byte {end}, the file has {size}. Download or copy it again.'
+        )
+    if tensor.dtype in DTYPES and prod(tensor.shape) * DTYPES[tensor.dtype].itemsize != tensor.size:
+        raise WeightsError(f'{file}: tensor "{key}" of shape {list(tensor.shape)} cannot take {tensor.size} bytes.')
+
+
+def _stat(file: Path):
+    try:
+        return file.stat()
+    except OSError as error:
+        raise WeightsError(f"{file} cannot be opened: {error.strerror}.") from error
+
+
+def _opened(file: Path):
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{file} is damaged: {error}. Download or copy it again.") from error
+
+
+def _match(network: NetworkFile, model: nn.Module) -> dict[str, Tensor]:
+    """The model's parameters that the file must fill, after naming everything that does not fit."""
+    stored, blanks = network.header(), model.state_dict()
+    problems = []
+    if missing := [k for k in blanks if k not in stored and not UNUSED.fullmatch(k)]:
+        problems.append(f"missing {_some(missing)}")
+    if unexpected := [k for k in stored if k not in blanks and not (RECOMPUTED.fullmatch(k) or COMPANION.fullmatch(k))]:
+        problems.append(f"unexpected {_some(unexpected)}")
+    wanted = {k: v for k, v in blanks.items() if k in stored}
+    for key, blank in wanted.items():
+        if stored[key].shape != tuple(blank.shape):
+            problems.append(f'"{key}" is {list(stored[key].shape)}, the config says {list(blank.shape)}')
+        elif stored[key].dtype not in READABLE:
+            problems.append(f'"{key}" is stored as {stored[key].dtype}; only {", ".join(READABLE)} can be read')
+        elif stored[key].dtype == "I8" and not {key + "_scale", key.removesuffix("weight") + "scale_weight"} & stored.keys():
+            problems.append(f'"{key}" is int8 and has no scale')
+    if problems:
+        raise WeightsError(f"{network.file} does not fit a {network.name}: {'; '.join(problems[:8])}.")
+    return wanted
+
+
+def _some(keys: list[str]) -> str:
+    shown = ", ".join(f'"{k}"' for k in keys[:6])
+    return f"{len(keys)} tensors ({shown}{', ...' if len(keys) > 6 else ''})"
+
+
+def _finite(file: Path, key: str, tensor: Tensor) -> Tensor:
+    if tensor.numel() and not all(bound.isfinite() for bound in tensor.aminmax()):
+        raise WeightsError(f'{file}: tensor "{key}" holds NaN or infinite numbers. Download or copy it again.')
+    return tensor
+
+
+def _gguf_beside(stem: Path) -> Path | None:
+    """`stem.gguf`, or `stem_KIND.gguf`, as repackagings call theirs."""
+    found = sorted({stem.with_name(stem.name + ".gguf"), *stem.parent.glob(f"{glob.escape(stem.name)}_*.gguf")})
+    found = [path for path in found if path.is_file()]
+    if len(found) > 1:
+        raise WeightsError(f"There are several files for {stem.name}: {', '.join(p.name for p in found)}. Keep one of them.")
+    return found[0] if found else None
+
+
+def _pickle_beside(stem: Path) -> str:
+    for suffix in PICKLES:
+        if stem.with_name(stem.name + suffix).exists():
+            return f" {stem.name + suffix} beside it is a Python pickle, which this program does not open."
+    return ""

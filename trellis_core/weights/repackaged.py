@@ -1,0 +1,144 @@
+"""ComfyUI's repackaging: several networks in one file, no configs (spec A 1.7). Configs are read off the tensor shapes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import WeightsError
+from .network_file import DTYPES, IMAGE_ENCODER, NetworkFile, Stored, read_header
+from .quantised import CODES, COMPANION
+
+Header = Mapping[str, Stored]
+
+STRUCTURE_LATENT_SIDE = 16
+"""Side of the structure flow's latent cube: the one number of a config that no tensor's shape tells."""
+
+HEAD_WIDTH_OF_DINO = 64
+"""Of every published DINOv3 vision transformer."""
+
+
+def find_networks(file: Path) -> dict[str, NetworkFile]:
+    """The networks of a repackaged file by their role in a pipeline; empty if it holds none.
+
+    Raises:
+        WeightsError: it is the Pixal3D derivative, quantised in a way that is not known, or damaged.
+    """
+    header = read_header(file)
+    if any(".cross_attn.proj_linear." in key for key in header):
+        raise WeightsError(
+            f"{file} is Pixal3D, a model derived from TRELLIS.2 with other layers. This program runs TRELLIS.2 itself: "
+            "use the TRELLIS.2 weights."
+        )
+    found = {}
+    for role, (prefixes, name, signature, read_args) in LAYOUT.items():
+        for prefix in prefixes:
+            if prefix + signature in header:
+                part = {k.removeprefix(prefix): v for k, v in header.items() if k.startswith(prefix)}
+                found[role] = NetworkFile(name, _read(read_args, part, file), file, prefix)
+    return found
+
+
+def _read(read_args: Callable[[Header], dict[str, Any]], part: Header, file: Path) -> dict[str, Any]:
+    if odd := sorted({tensor.dtype for key, tensor in part.items() if not COMPANION.fullmatch(key)} - {*DTYPES, *CODES}):
+        raise WeightsError(f"{file} is quantised ({', '.join(odd)}), which this program does not read: use the bf16 file.")
+    try:
+        return read_args(part)
+    except (KeyError, ValueError, IndexError) as error:
+        raise WeightsError(f"{file} lacks a tensor that says how large its networks are: {error}.") from error
+
+
+def _flow_args(part: Header) -> dict[str, Any]:
+    width, in_channels = part["input_layer.weight"].shape
+    hidden = part["blocks.0.mlp.mlp.0.weight"]
+    gamma = part.get("blocks.0.self_attn.q_rms_norm.gamma")
+    return {
+        "resolution": STRUCTURE_LATENT_SIDE,
+        "in_channels": in_channels,
+        "out_channels": part["out_layer.weight"].shape[0],
+        "model_channels": width,
+        "cond_channels": part["blocks.0.cross_attn.to_kv.weight"].shape[1],
+        "num_blocks": len(_numbers(part, r"blocks\.(\d+)\.norm2\.weight")),
+        "num_heads": gamma.shape[0] if gamma else None,
+        "pe_mode": "rope",
+        "mlp_ratio": (hidden.shape[0] + 0.5) / width,  # truncated on use; the half keeps rounding from losing one
+        "share_mod": "blocks.0.modulation" in part,
+        "qk_rms_norm": gamma is not None,
+        "qk_rms_norm_cross": "blocks.0.cross_attn.q_rms_norm.gamma" in part,
+        "dtype": str(DTYPES.get(hidden.dtype, torch.bfloat16)).removeprefix("torch."),
+    }
+
+
+def _sparse_decoder_args(part: Header) -> dict[str, Any]:
+    first, latent = part["from_latent.weight"].shape
+    ups = _numbers(part, r"blocks\.(\d+)\.(\d+)\.conv2\.weight")
+    convs = _numbers(part, r"blocks\.(\d+)\.(\d+)\.conv\.weight")
+    return {
+        "latent_channels": latent,
+        "out_channels": part["output_layer.weight"].shape[0],
+        "model_channels": [first, *(part[f"blocks.{level}.{k}.conv2.weight"].shape[0] for level, k in ups)],
+        "num_blocks": [sum(1 for at, _ in convs if at == level) for level in range(len(ups) + 1)],
+        "up_block_type": ["SparseResBlockC2S3d"] * len(ups),
+        "pred_subdiv": any(".to_subdiv." in key for key in part),
+        "use_fp16": part["from_latent.weight"].dtype != "F32",
+    }
+
+
+def _structure_decoder_args(part: Header) -> dict[str, Any]:
+    first, latent = part["input_layer.weight"].shape[:2]
+    ups = _numbers(part, r"blocks\.(\d+)\.conv\.weight")
+    residuals = _numbers(part, r"blocks\.(\d+)\.conv1\.weight")
+    return {
+        "latent_channels": latent,
+        "out_channels": part["out_layer.2.weight"].shape[0],
+        "channels": [first, *(part[f"blocks.{up}.conv.weight"].shape[0] // 8 for (up,) in ups)],
+        "num_res_blocks": len(residuals) // (len(ups) + 1),
+        "num_res_blocks_middle": len(_numbers(part, r"middle_block\.(\d+)\.conv1\.weight")),
+        "use_fp16": part["middle_block.0.conv1.weight"].dtype != "F32",
+    }
+
+
+def _image_encoder_args(part: Header) -> dict[str, Any]:
+    width, channels, patch, _ = part["embeddings.patch_embeddings.weight"].shape
+    return {
+        "hidden_size": width,
+        "intermediate_size": part["layer.0.mlp.up_proj.weight"].shape[0],
+        "num_hidden_layers": len(_numbers(part, r"layer\.(\d+)\.norm1\.weight")),
+        "num_attention_heads": width // HEAD_WIDTH_OF_DINO,
+        "num_register_tokens": part["embeddings.register_tokens"].shape[1],
+        "patch_size": patch,
+        "num_channels": channels,
+    }
+
+
+def _numbers(part: Header, pattern: str) -> list[tuple[int, ...]]:
+    """The numbers in every key that matches, sorted."""
+    matches = (re.fullmatch(pattern, key) for key in part)
+    return sorted(tuple(map(int, match.groups())) for match in matches if match)
+
+
+_FLOW = "t_embedder.mlp.0.weight"
+
+LAYOUT: dict[str, tuple[tuple[str, ...], str, str, Callable[[Header], dict[str, Any]]]] = {
+    "sparse_structure_flow_model": (
+        ("model.structure_model.", "structure_model."), "SparseStructureFlowModel", _FLOW, _flow_args,
+    ),
+    "shape_slat_flow_model_512": (("model.img2shape_512.", "img2shape_512."), "SLatFlowModel", _FLOW, _flow_args),
+    "shape_slat_flow_model_1024": (("model.img2shape.", "img2shape."), "SLatFlowModel", _FLOW, _flow_args),
+    "tex_slat_flow_model_1024": (("model.shape2txt.", "shape2txt."), "SLatFlowModel", _FLOW, _flow_args),
+    "sparse_structure_decoder": (
+        ("struct_dec.",), "SparseStructureDecoder", "middle_block.0.conv1.weight", _structure_decoder_args,
+    ),
+    "shape_slat_decoder": (
+        ("shape_dec.",), "FlexiDualGridVaeDecoder", "from_latent.weight", _sparse_decoder_args,
+    ),
+    "tex_slat_decoder": (("txt_dec.",), "SparseUnetVaeDecoder", "from_latent.weight", _sparse_decoder_args),
+    "image_cond_model": (
+        ("",), IMAGE_ENCODER, "embeddings.patch_embeddings.weight", _image_encoder_args,
+    ),
+}  # fmt: skip
+"""Role in a pipeline -> (prefixes it may have, class, a key that tells it, how its config is read off the shapes)."""
