@@ -36,7 +36,8 @@ class LoadFamily(io.ComfyNode):
                         default=AS_STORED,
                         optional=True,
                         tooltip="int8 and fp8 round the flow networks as they are read and halve their memory. int8 costs "
-                        "hardly any quality; fp8 a little more, and is quicker on GPUs that multiply float8. LoRAs act unrounded.",
+                        "hardly any quality; fp8 a little more, and is quicker on GPUs that multiply float8. "
+                        "LoRAs act unrounded.",
                     )
                 ),
             ],

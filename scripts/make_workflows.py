@@ -52,9 +52,9 @@ NOTES = {
     "*Sample Texture* is 1: any other number paints another texture.",
     "batch": "# Several pictures at once\nA batch makes one model of each picture; leaf through them with the arrows on "
     "*Save GLB*. More pictures: more *Batch Images* nodes.",
-    "here_or_fal": "# Here or at fal.ai\n*remote* on *Here or fal* decides where the model is made; *Settings* holds for both, and the "
-    "other way does not run. fal.ai needs a key (variable FAL_KEY, or the settings under TRELLIS.2) and bills each model; "
-    "a server of your own goes into *base_url*.",
+    "here_or_fal": "# Here or at fal.ai\n*remote* on *Here or fal* decides where the model is made; *Settings* holds for "
+    "both, and the other way does not run. fal.ai needs a key (variable FAL_KEY, or the settings under TRELLIS.2) and bills "
+    "each model; a server of your own goes into *base_url*.",
     "lora_styles": "# LoRAs\nEach *Load LoRA* changes the style of one stage: here the structure becomes tall and thin, the "
     "texture polished gold. *strength* 0 leaves one out, negative turns it around. Your own files go into `models/loras`.",
 }

@@ -107,13 +107,10 @@ def main() -> None:
     arrived = seen["order"]
     kept = sum(a < b for a, b in zip(arrived, arrived[1:], strict=False)) / max(len(arrived) - 1, 1)
     print(f"jobs      {options.jobs}, all ended with their own result: {line}")
-    print(
-        f"order     {kept:.1%} of neighbours in the order of sending (connections race); the line itself is first come first served"
-    )
+    print(f"order     {kept:.1%} of neighbours in the order of sending (connections race; the line itself serves in order)")
     print(f"submit    {found['submitted_s']:.2f} s for all, {found['total_s']:.2f} s until the last one ended")
-    print(
-        f"status    median {statistics.median(waits):.1f} ms, 95 % {sorted(waits)[int(0.95 * len(waits))]:.1f} ms, {len(waits)} asked"
-    )
+    late = sorted(waits)[int(0.95 * len(waits))]
+    print(f"status    median {statistics.median(waits):.1f} ms, 95 % {late:.1f} ms, {len(waits)} asked")
     print(f"memory    grew {seen['grown_mb']:.1f} MB ({options.jobs * MODEL >> 20} MB of models were made)")
 
 

@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -90,9 +91,15 @@ class Bench:
         return 2e-9 * side**3 / self.milliseconds(lambda: a @ b)
 
     def row(
-        self, part: str, way: str, work: Callable[[], Any], flops: float, ceiling: float, whole: Callable[[], Any] | None = None,
+        self,
+        part: str,
+        way: str,
+        work: Callable[[], Any],
+        flops: float,
+        ceiling: float,
+        whole: Callable[[], Any] | None = None,
         **facts: Any,
-    ) -> float:  # fmt: skip
+    ) -> float:
         """Measure, remember and print one row; its milliseconds, infinite where memory was not enough.
 
         `whole` is `work` with what is made ready for it; its peak of memory is the row's.
@@ -149,7 +156,7 @@ def measure_flows(bench: Bench, sizes: cases.Sizes, ceiling: float) -> None:
         for way, (enter, prepared) in WAYS.items():
             with ExitStack() as stack:
                 enter(stack)
-                make = lambda: cases.evaluations(model, tokens, context, bench.device, prepared)  # noqa: B023, E731
+                make = partial(cases.evaluations, model, tokens, context, bench.device, prepared)
                 fast = way == "ours" and works_on(bench.device)
                 planned = activation_bytes(
                     model.params, tokens, model.dtype, False, fast, device_type=bench.device.type, context=context
@@ -159,10 +166,11 @@ def measure_flows(bench: Bench, sizes: cases.Sizes, ceiling: float) -> None:
                 cond = cases.flow_flops(params, tokens, context, project=not prepared)
                 neg = cases.flow_flops(params, tokens, context, project=not prepared, look=not prepared)
                 part = f"{stage} flow, {tokens:,} tokens"
-                one = bench.row(part, way, found.cond, cond, ceiling, lambda: make().cond(), **facts)
-                two = bench.row(f"{part}, guided", way, found.both, cond + neg, ceiling, lambda: make().both(), **facts)
+                whole = [lambda make=make: make().cond(), lambda make=make: make().both()]
+                one = bench.row(part, way, found.cond, cond, ceiling, whole[0], **facts)
+                two = bench.row(f"{part}, guided", way, found.both, cond + neg, ceiling, whole[1], **facts)
                 step[stage, tokens, way] = {"one": one, "guided": two}
-        del model, found
+        del model, make, found
     _sampling(bench, sizes, step)
 
 

@@ -162,8 +162,8 @@ def test_step_caching_stays_near_and_off_changes_nothing() -> None:
 
 
 def test_velocities_on_a_line_are_cached_without_error() -> None:
-    exact, cached = (
-        sample(lambda x, t, cond: t[0] / 500 * torch.ones_like(x), torch.zeros(1, 3), SamplerParams(12, 1.0, step_caching=n), cond=0, neg=0)
-        for n in (0, 3)
-    )  # fmt: skip
+    def line(x: torch.Tensor, t: torch.Tensor, cond: int) -> torch.Tensor:
+        return t[0] / 500 * torch.ones_like(x)
+
+    exact, cached = (sample(line, torch.zeros(1, 3), SamplerParams(12, 1.0, step_caching=n), cond=0, neg=0) for n in (0, 3))
     assert torch.allclose(exact, cached, atol=1e-6)

@@ -153,7 +153,7 @@ class Editor:
         assert how == "success", how
 
     def frame(self, *nodes: int, margin: int = 40, least: float = 0.65) -> None:
-        """Fit some nodes, or all, into the window; some at `least` so large, which lets their widgets be pressed in Nodes 2.0."""
+        """Fit some nodes, or all, into the window; some at `least` so large that their widgets can be pressed in Nodes 2.0."""
         self.page.evaluate(
             """([ids, margin, least]) => {
                 const nodes = app.graph.nodes.filter((node) => !ids.length || ids.includes(node.id));

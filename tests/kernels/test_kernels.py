@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -166,7 +167,7 @@ def test_norms_modulation_and_gates(kernels_on: None, dtype: torch.dtype, length
     ):
         assert near(*both_ways(work))
     for added in (branch, rows[0][0]):
-        for found, expected in zip(*both_ways(lambda: fused.added_and_modulated(plain, h, added, scale, shift)), strict=True):
+        for found, expected in zip(*both_ways(partial(fused.added_and_modulated, plain, h, added, scale, shift)), strict=True):
             assert near(found, expected)
 
 

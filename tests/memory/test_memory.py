@@ -242,7 +242,8 @@ def official() -> Family:
     }
     parts = {
         "image_cond_model": (IMAGE_ENCODER, {
-            "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 16,
+            "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+            "num_attention_heads": 16, "patch_size": 16,
         }),
         "sparse_structure_flow_model": (
             "SparseStructureFlowModel", {**flow, "resolution": 16, "in_channels": 8, "out_channels": 8},

@@ -56,11 +56,11 @@ def test_one_triangle(settings: GenerationSettings, size: float) -> None:
 
 
 def test_all_faces_are_degenerate(settings: GenerationSettings) -> None:
-    faces = BALL.faces.numpy()
+    whole = BALL.faces.numpy()
     for vertices, faces in (
-        (BALL.vertices.numpy() * [1, 0, 0], faces),  # a line
-        (BALL.vertices.numpy() * 0, faces),  # a point
-        (BALL.vertices.numpy(), faces[:, [0, 0, 1]]),
+        (BALL.vertices.numpy() * [1, 0, 0], whole),  # a line
+        (BALL.vertices.numpy() * 0, whole),  # a point
+        (BALL.vertices.numpy(), whole[:, [0, 0, 1]]),
     ):
         with pytest.raises(EmptyResultError):
             make_asset(mesh_of(vertices, faces), VOXELS, settings)

@@ -102,7 +102,8 @@ def _sage(library: Any) -> _Choice:
 
 LIBRARIES = {"flash": ("flash_attn", _flash), "flash3": ("flash_attn_interface", _flash), "sage": ("sageattention", _sage)}
 """Names for `use_attention`: the package that must be installed, and how to call it."""
-_chosen: ContextVar[_Choice] = ContextVar("attention", default=_Choice(_sdpa))
+_TORCH = _Choice(_sdpa)
+_chosen: ContextVar[_Choice] = ContextVar("attention", default=_TORCH)
 
 
 @contextmanager
@@ -123,7 +124,7 @@ def _choose(wanted: str | Kernel) -> _Choice:
     if callable(wanted):
         return _Choice(wanted)
     if wanted == "torch":
-        return _Choice(_sdpa)
+        return _TORCH
     if wanted not in LIBRARIES:
         raise InputError(f'There is no attention "{wanted}". Choose one of: torch, {", ".join(LIBRARIES)}.')
     package, make = LIBRARIES[wanted]

@@ -113,7 +113,8 @@ def read_lora(path: str | Path) -> LoraFile:
     file = _file(Path(path).expanduser())
     header = read_header(file)
     groups, skipped = _sort(file, header)
-    metadata, tensors = _tensors(file, [key for layers in groups.values() for l in layers.values() for key in l.keys.values()])
+    keys = [key for layers in groups.values() for layer in layers.values() for key in layer.keys.values()]
+    metadata, tensors = _tensors(file, keys)
     config = read_config(file, metadata)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     adapters = []
@@ -166,7 +167,8 @@ def _sort(file: Path, header: Mapping[str, Stored]) -> tuple[dict[tuple, dict[st
         layer = groups[place.stage, place.resolution].setdefault(place.target, _Layer(place))
         if part in layer.keys:
             raise WeightsError(
-                f'{file} holds two adapters for {place.target} ("{layer.keys[part]}" and "{key}"): save each in a file of its own.'
+                f'{file} holds two adapters for {place.target} ("{layer.keys[part]}" and "{key}"): '
+                "save each in a file of its own."
             )
         layer.keys[part] = key
     adapted = any(layer.keys.keys() - {"replacement", "bias_replacement"} for g in groups.values() for layer in g.values())

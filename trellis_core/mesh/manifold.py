@@ -36,8 +36,9 @@ def make_manifold(vertices: Array, faces: Array) -> tuple[Array, Array]:
 
     At an edge of three or more faces, neighbours in angle around it are paired, as flat as possible; a pair never passes
     through another, so touching solids stay closed, and a loose sheet that meets a wall is let go before the wall is.
-    Corners that no pair connects become vertices of their own. Where two pairs still share both ends of an edge, all but one get a new vertex in its middle. New
-    vertices are moved slightly into their own sheet, so that no later merging of positions undoes the repair.
+    Corners that no pair connects become vertices of their own. Where two pairs still share both ends of an edge, all but
+    one get a new vertex in its middle. New vertices are moved slightly into their own sheet, so that no later merging of
+    positions undoes the repair.
 
     Args:
         vertices: float32 [V, 3].

@@ -41,7 +41,10 @@ class ChartOptions:
     smooth_strength: float = 1.0
 
 
-def cut_charts(surface: Surface, options: ChartOptions = ChartOptions(), ctx: RunContext = QUIET) -> tuple[Array, Array]:
+USUAL_CHARTS = ChartOptions()
+
+
+def cut_charts(surface: Surface, options: ChartOptions = USUAL_CHARTS, ctx: RunContext = QUIET) -> tuple[Array, Array]:
     """Assign every face to a chart that its axis sees whole and from the front.
 
     Args:

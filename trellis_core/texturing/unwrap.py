@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..context import QUIET, RunContext
 from ..mesh.topology import Array, blocks, stable_order
-from .charts import ChartOptions, basis, chart_axes, cut_charts, split
+from .charts import USUAL_CHARTS, ChartOptions, basis, chart_axes, cut_charts, split
 from .pack import pack_charts
 from .raster import Texels, rasterise
 from .surface import Surface
@@ -48,7 +48,7 @@ class Unwrap:
 def unwrap(
     surface: Surface,
     size: int,
-    options: ChartOptions = ChartOptions(),
+    options: ChartOptions = USUAL_CHARTS,
     padding: int = 2,
     ctx: RunContext = QUIET,
 ) -> Unwrap:

@@ -26,7 +26,8 @@ _STRING, _ARRAY = 8, 9
 
 @dataclass(frozen=True)
 class Kind:
-    """A type of stored numbers: how many a block holds, its bytes, and how blocks uint8 [N, bytes] become float32 [N, numbers]."""
+    """A type of stored numbers: how many a block holds, its bytes, and how blocks uint8 [N, bytes] become
+    float32 [N, numbers]."""
 
     name: str
     numbers: int

@@ -161,7 +161,9 @@ class ShardedObjects:
         arrays, k = self._locate(i)
         fields = ("rgb", "mask", "xyz", "material")
         views = (
-            [View(*pictures) for pictures in zip(*(np.array(arrays[name][k]) for name in fields))] if "rgb" in arrays else []
+            [View(*pictures) for pictures in zip(*(np.array(arrays[name][k]) for name in fields), strict=True)]
+            if "rgb" in arrays
+            else []
         )
         return Sample(int(arrays["seeds"][k]), int(arrays["category"][k]), {g: self.targets(i, g) for g in self.grids}, views)
 

@@ -148,7 +148,7 @@ class Sketch:
         for _ in range(6):
             kind = self.pick(kinds or ("paint", "paint", "paint", "paint", "pastel", "wood", "grey", "metal"))
             look = _MATERIALS[kind](self)
-            if all(sum(abs(a - b) for a, b in zip(look.rgb, other)) > 0.45 for other in self.taken):
+            if all(sum(abs(a - b) for a, b in zip(look.rgb, other, strict=True)) > 0.45 for other in self.taken):
                 break
         self.taken.append(look.rgb)
         return look
