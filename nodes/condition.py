@@ -42,14 +42,12 @@ def cutting_inputs() -> list[Any]:
     ]
 
 
-def see(family: Any, image: Any, mask: Any, background: str, mask_shows: str, settings: Any, ctx: Any) -> Any:
-    """The condition that the core makes of host pictures."""
-    from ..trellis_core import stages
-
+def cut(image: Any, mask: Any, background: str, mask_shows: str) -> dict[str, Any]:
+    """Host pictures as arguments of the core: `pictures`, and how their subject is found."""
     matte = pictures.matte_for(background)
     seen = pictures.to_pictures(image, mask, mask_shows)
     cropped = matte is None and all(picture.mode == "RGB" for picture in seen)
-    return stages.condition(family, seen, settings, matte=matte, cropped=cropped, ctx=ctx)
+    return {"pictures": seen, "matte": matte, "cropped": cropped}
 
 
 class ImageConditioner(io.ComfyNode):
@@ -75,8 +73,10 @@ class ImageConditioner(io.ComfyNode):
     def execute(
         cls, family: Any, image: Any, mask: Any = None, background: str = pictures.BACKGROUNDS[0], mask_shows: str = "auto"
     ) -> io.NodeOutput:
+        from ..trellis_core import stages
+
         run = host.Run(cls)
-        condition = see(family, image, mask, background, mask_shows, None, run.ctx)
+        condition = stages.condition(family, **cut(image, mask, background, mask_shows), ctx=run.ctx)
         run.show(pictures.to_pil(condition.pictures[0]))
         return io.NodeOutput(condition, pictures.to_image(condition.pictures))
 

@@ -55,22 +55,19 @@ class ImageTo3D(io.ComfyNode):
         **values: Any,
     ) -> io.NodeOutput:
         from ..trellis_core import stages
-        from ..trellis_core.asset.asset import make_asset
 
         settings = chosen(values, settings)
         family = changed(family, loras, family.route(settings.resolution, settings.cascade))
         run = host.Run(cls)
-        ctx, watch = run.ctx, run.watch(family)
-        seen = condition.see(family, image, mask, background, mask_shows, settings, ctx.part(0.0, 0.08))
-        run.show(pictures.to_pil(seen.pictures[0]))
-        structure = stages.sample_structure(family, seen, settings, seed, watch=watch, ctx=ctx.part(0.08, 0.25))
-        shape = stages.sample_shape(family, seen, structure, settings, watch=watch, ctx=ctx.part(0.25, 0.5))
-        texture = stages.sample_texture(family, seen, shape, settings, ctx=ctx.part(0.5, 0.6))
-        pairs = stages.decode(family, shape, texture, ctx=ctx.part(0.6, 0.7))
-        assets = []
-        for index, (mesh, voxels) in enumerate(pairs):
-            part = ctx.part(0.7 + 0.3 * index / len(pairs), 0.7 + 0.3 * (index + 1) / len(pairs))
-            assets.append(make_asset(mesh, voxels, settings, part))
+        assets = stages.generate_all(
+            family,
+            settings=settings,
+            seed=seed,
+            **condition.cut(image, mask, background, mask_shows),
+            on_condition=lambda seen: run.show(pictures.to_pil(seen.pictures[0])),
+            watch=run.watch(family),
+            ctx=run.ctx,
+        )
         colors = [color_of(asset)[..., :3] for asset in assets]
         glbs = [asset.to_glb_bytes() for asset in assets]
         text = "\n\n".join(asset.report.to_text() for asset in assets)

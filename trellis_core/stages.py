@@ -8,8 +8,7 @@ result depends on its inputs alone. Every stage reads one network at a time and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,9 +24,9 @@ from .flow.prepared import prepare_structure
 from .flow.sampler import flow_schedule
 from .image.dino import image_to_pixels
 from .image.preprocess import Matte, preprocess
-from .memory.mesh_budget import check_room
-from .memory.plan import plan_run, recovering, with_budget
+from .memory.plan import recovering
 from .ovoxel.dual_grid import dual_grid_to_mesh
+from .preflight import check_run
 from .sampling import LOADED, Estimate, LatentSampling, Watch, denoise, tokens_of
 from .settings import LORA_FIELDS, GenerationSettings, resolve_seed
 from .sparse.libraries import use_convolution
@@ -286,31 +285,62 @@ def generate(
     watch: Watch | None = None,
     ctx: RunContext = QUIET,
 ) -> Asset:
-    """All stages: one picture to one asset; `matte` and `cropped` as for `condition`.
+    """`generate_all` for one model of one picture."""
+    return generate_all(family, picture, settings, matte=matte, cropped=cropped, watch=watch, ctx=ctx)[0]
 
-    Settings, attention, memory budget and picture are checked before the first network is read. LoRAs that the settings
-    name are put on the family, unless it has LoRAs already (see `lora.stack.place`).
+
+@torch.no_grad()
+def generate_all(
+    family: Family,
+    pictures: Image.Image | Sequence[Image.Image],
+    settings: GenerationSettings,
+    seed: int | None = None,
+    *,
+    samples: int = 1,
+    matte: Matte | None = None,
+    cropped: bool = False,
+    on_condition: Callable[[Condition], None] | None = None,
+    watch: Watch | None = None,
+    ctx: RunContext = QUIET,
+) -> list[Asset]:
+    """All stages: pictures to finished assets. Command line, graph and service run this, and nothing beside it.
+
+    What can be known beforehand is checked before a picture is looked at or a network read (see `preflight.check_run`).
+    LoRAs that the settings name are put on the family, unless it has LoRAs already (see `lora.stack.place`).
+
+    Args:
+        seed, samples: as for `sample_structure`.
+        matte, cropped: as for `condition`.
+        on_condition: is shown what the networks see, as soon as it is known.
+        watch: is shown how structure and shape come about.
+
+    Returns:
+        One asset for each picture, or `samples` assets of a single one.
     """
-    route = family.route(settings.resolution, settings.cascade)
-    with use_attention(ctx.attention), use_convolution(ctx.convolution):
-        pass  # a package that is not there is told now, not after the first network
-    budgeted = with_budget(ctx, family)
-    if budgeted.memory_budget is not None:
-        plan = plan_run(family, settings, budgeted)
-        settings, ctx = plan.settings, replace(ctx, frugal=plan.ctx.frugal)  # what is free on a GPU limits no mesh work
-    for step in ("unwrap", "bake"):
-        check_room(step, 0, int(settings.texture_size) ** 2, ctx)  # what is certain already
+    pictures = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
+    samples = max(samples, len(pictures))
+    settings, ctx = check_run(family, settings, ctx, samples)
     if not family.loras and any(getattr(settings, name) for name in LORA_FIELDS):
         from .lora.source import loras_of
         from .lora.stack import place
 
+        route = family.route(settings.resolution, settings.cascade)
         family, _ = place(family, loras_of(settings, ctx=ctx.part(0.0, 0.0)), route)
-    looking = ctx.part(0.0, 0.08, "condition")
-    seen = condition(family, picture, settings, matte=matte, cropped=cropped, ctx=looking)
-    structure = sample_structure(family, seen, settings, watch=watch, ctx=ctx.part(0.08, 0.25, "structure"))
-    shape = sample_shape(family, seen, structure, settings, watch=watch, ctx=ctx.part(0.25, 0.5, "shape"))
+    seen = condition(family, pictures, settings, matte=matte, cropped=cropped, ctx=ctx.part(0.0, 0.08, "condition"))
+    if on_condition is not None:
+        on_condition(seen)
+    structure_ctx, shape_ctx = ctx.part(0.08, 0.25, "structure"), ctx.part(0.25, 0.5, "shape")
+    structure = sample_structure(family, seen, settings, seed, samples=samples, watch=watch, ctx=structure_ctx)
+    shape = sample_shape(family, seen, structure, settings, watch=watch, ctx=shape_ctx)
     texture = sample_texture(family, seen, shape, settings, watch=watch, ctx=ctx.part(0.5, 0.6, "texture"))
-    return make_asset(family, shape, texture, settings, ctx=ctx.part(0.6, 1.0, "asset"))
+    return _finished(decode(family, shape, texture, ctx=ctx.part(0.6, 0.75, "decode")), settings, ctx.part(0.75, 1.0))
+
+
+def _finished(pairs: Sequence[tuple[Mesh, PbrVoxels]], settings: GenerationSettings, ctx: RunContext) -> list[Asset]:
+    from .asset.asset import make_asset as finish
+
+    parts = [ctx.part(index / len(pairs), (index + 1) / len(pairs)) for index in range(len(pairs))]
+    return [finish(mesh, voxels, settings, ctx=part) for (mesh, voxels), part in zip(pairs, parts, strict=True)]
 
 
 def _upsample(family: Family, feats: Tensor, coords: Tensor, ctx: RunContext) -> Tensor:

@@ -111,6 +111,15 @@ def test_says_what_is_wrong_where_it_is_wrong(host: Host, case: str) -> None:
     assert host.client.run(GOOD).how == "success"
 
 
+def test_what_the_whole_run_needs_is_said_before_it(host: Host) -> None:
+    prompt = workflow("one_node")
+    node = find(prompt, "ImageTo3D")
+    outcome = host.client.run(workflow("one_node", **{f"n{node}_rasterizer": "nvdiffrast"}))
+    assert outcome.how == "error" and outcome.blamed() == {node}
+    assert "nvdiffrast" in outcome.message() and "Traceback" not in outcome.error["exception_message"]
+    assert outcome.previews == 0 and not outcome.progress.get(node)
+
+
 def test_a_half_downloaded_file_is_named(host: Host) -> None:
     broken = host.base / "models" / "trellis2" / "broken"
     shutil.copytree(ROOT / "trellis_core" / "mini", broken)

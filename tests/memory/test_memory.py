@@ -187,7 +187,7 @@ def test_without_a_budget_a_gpu_s_free_memory_is_it(family: Family, monkeypatch:
 def test_a_run_is_planned_by_what_is_free_but_its_mesh_is_not(
     free: int, family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trellis_core.stages.with_budget", lambda ctx, family: replace(ctx, memory_budget=free))
+    monkeypatch.setattr("trellis_core.preflight.with_budget", lambda ctx, family: replace(ctx, memory_budget=free))
     taken = {False: 3 * GB, True: GB // 2}
     monkeypatch.setattr(
         "trellis_core.memory.plan.activation_bytes", lambda params, rows, dtype, frugal, *_, **more: taken[frugal]

@@ -20,10 +20,9 @@ def encode_image(pixels: Array, image_format: str = "png", quality: int = 90) ->
     WebP keeps colours under alpha 0, and everything at quality 100. JPEG stores colour at full size.
 
     Raises:
-        InputError: unknown format.
+        InputError: unknown format, or one that this Pillow cannot write.
     """
-    if image_format not in MIME_TYPES:
-        raise InputError(f"Textures can be stored as {', '.join(MIME_TYPES)}, not as {image_format!r}.")
+    check_format(image_format)
     if image_format == "png":
         return _png(pixels)
     from PIL import Image
@@ -36,6 +35,17 @@ def encode_image(pixels: Array, image_format: str = "png", quality: int = 90) ->
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, image_format, **options)
     return stream.getvalue()
+
+
+def check_format(image_format: str) -> None:
+    """Raise `InputError` if textures cannot be stored so."""
+    if image_format not in MIME_TYPES:
+        raise InputError(f"Textures can be stored as {', '.join(MIME_TYPES)}, not as {image_format!r}.")
+    if image_format != "png":
+        from PIL import features
+
+        if not features.check({"jpeg": "jpg"}.get(image_format, image_format)):
+            raise InputError(f"The installed Pillow cannot write {image_format}: set image_format to png, or install another.")
 
 
 def _png(pixels: Array) -> bytes:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 
 import numpy as np
 
@@ -69,13 +70,18 @@ def decimate(vertices: Array, faces: Array, target: int, ctx: RunContext = QUIET
     return best
 
 
+def library() -> Callable[..., tuple[Array, Array]]:
+    """The function that decimates; `ImportError` where the package is missing."""
+    from fast_simplification import simplify
+
+    return simplify
+
+
 def _simplify(vertices: Array, faces: Array, goal: int, aggressiveness: float, ctx: RunContext) -> tuple[Array, Array]:
     """One call of the library: about `goal` faces, float32 vertices, int32 faces, no unused vertices."""
     if len(faces) <= _IN_PROCESS or not sys.executable:
-        from fast_simplification import simplify
-
         with _library:
-            vertices, faces = simplify(vertices, faces, target_count=goal, agg=aggressiveness)
+            vertices, faces = library()(vertices, faces, target_count=goal, agg=aggressiveness)
     else:
         vertices, faces = _simplify_in_child(vertices, faces, goal, aggressiveness, ctx)
     return np.ascontiguousarray(vertices, np.float32), np.ascontiguousarray(faces, np.int32)

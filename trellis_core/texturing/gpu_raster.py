@@ -26,13 +26,18 @@ def rasterise_with_nvdiffrast(corners: Tensor, size: int) -> Texels:
     Raises:
         InputError: the package is missing, or the tensors are not on a GPU.
     """
+    return draw(library(corners.device), corners, size)
+
+
+def library(device: torch.device) -> ModuleType:
+    """The package, after a look whether it can draw on this device; the same errors."""
     try:
         import nvdiffrast.torch as dr
-    except ImportError as error:
-        raise InputError('nvdiffrast is not installed: set rasterizer to "torch", or install it.') from error
-    if corners.device.type != "cuda":
+    except Exception as error:  # half-installed CUDA packages raise anything at all on import
+        raise InputError(f'nvdiffrast cannot be used ({error}): set rasterizer to "torch", or install it.') from error
+    if device.type != "cuda":
         raise InputError('nvdiffrast draws on NVIDIA GPUs only: set rasterizer to "torch", or the device to cuda.')
-    return draw(dr, corners, size)
+    return dr
 
 
 def draw(dr: ModuleType, corners: Tensor, size: int) -> Texels:
