@@ -5,7 +5,9 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from trellis_core.settings import ENDPOINTS, LOCAL_FIELDS, GenerationSettings, fal_errors, resolve_seed
+from trellis_core.fal.endpoints import ENDPOINTS
+from trellis_core.fal.errors import validation_errors
+from trellis_core.settings import LOCAL_FIELDS, GenerationSettings, resolve_seed
 
 RANGES = {
     "guidance_strength": (0, 10), "guidance_rescale": (0, 1), "guidance_interval_start": (0, 1),
@@ -17,7 +19,7 @@ PREFIXES = ("ss", "shape_slat", "tex_slat")
 def errors(**values: object) -> list[dict]:
     with pytest.raises(ValidationError) as caught:
         GenerationSettings(**values)
-    return fal_errors(caught.value)
+    return validation_errors(caught.value)
 
 
 def test_defaults_of_the_published_schemas() -> None:

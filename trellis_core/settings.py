@@ -1,33 +1,40 @@
 """Every knob of a generation, its default and its range, once.
 
 Names, defaults and ranges are those of the hosted endpoints `fal-ai/trellis-2` and `fal-ai/trellis-2-lora` (spec E 2.1,
-2.2); `GenerationSettings` is the union of both, `ENDPOINTS` says which of them speaks which field. The graph nodes, the
-command line and the service are generated from the fields' types and descriptions.
+2.2); `GenerationSettings` is the union of both, `fal.endpoints.ENDPOINTS` says which of them speaks which field. The graph
+nodes, the command line and the service are generated from the fields' types and descriptions.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 from pydantic_core import PydanticKnownError
 
 if TYPE_CHECKING:
     from .flow.sampler import SamplerParams
 
 
-def _number_from_text(value: Any) -> Any:
+def number_from_text(value: Any) -> Any:
     """Page prose shows the two enums as strings, the schema as integers: both come in, integers go out."""
     return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
 
 
-Resolution = Annotated[Literal[512, 1024, 1536], BeforeValidator(_number_from_text)]
-TextureSize = Annotated[Literal[1024, 2048, 4096, 8192], BeforeValidator(_number_from_text)]
+def _not_before_its_start(end: float, info: ValidationInfo) -> float:
+    start = info.data.get(str(info.field_name).replace("_end", "_start"))
+    if start is not None and end < start:
+        raise PydanticKnownError("greater_than_equal", {"ge": start})
+    return end
+
+
+Resolution = Annotated[Literal[512, 1024, 1536], BeforeValidator(number_from_text)]
+TextureSize = Annotated[Literal[1024, 2048, 4096, 8192], BeforeValidator(number_from_text)]
 Strength = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+IntervalEnd = Annotated[Unit, AfterValidator(_not_before_its_start)]
 Steps = Annotated[int, Field(ge=1, le=50)]
 RescaleT = Annotated[float, Field(ge=1, le=6, allow_inf_nan=False)]
 AlphaMode = Literal["auto", "OPAQUE", "MASK", "BLEND"]
@@ -83,7 +90,7 @@ class GenerationSettings(BaseModel):
     ss_guidance_interval_start: Unit = Field(
         0.6, description="Guidance of the rough form acts while flow time (1 noise, 0 done) is at or above this."
     )
-    ss_guidance_interval_end: Unit = Field(
+    ss_guidance_interval_end: IntervalEnd = Field(
         1.0, description="Guidance of the rough form acts while flow time (1 noise, 0 done) is at or below this."
     )
     ss_sampling_steps: Steps = Field(12, description="Steps that find the rough form. More is slower and a little surer.")
@@ -100,7 +107,7 @@ class GenerationSettings(BaseModel):
     shape_slat_guidance_interval_start: Unit = Field(
         0.6, description="Guidance of the surface acts while flow time (1 noise, 0 done) is at or above this."
     )
-    shape_slat_guidance_interval_end: Unit = Field(
+    shape_slat_guidance_interval_end: IntervalEnd = Field(
         1.0, description="Guidance of the surface acts while flow time (1 noise, 0 done) is at or below this."
     )
     shape_slat_sampling_steps: Steps = Field(12, description="Steps that form the surface. More is slower and finer.")
@@ -117,7 +124,7 @@ class GenerationSettings(BaseModel):
     tex_slat_guidance_interval_start: Unit = Field(
         0.6, description="Guidance of the texture acts while flow time (1 noise, 0 done) is at or above this."
     )
-    tex_slat_guidance_interval_end: Unit = Field(
+    tex_slat_guidance_interval_end: IntervalEnd = Field(
         0.9, description="Guidance of the texture acts while flow time (1 noise, 0 done) is at or below this."
     )
     tex_slat_sampling_steps: Steps = Field(12, description="Steps that paint the model. More is slower and cleaner.")
@@ -202,14 +209,6 @@ class GenerationSettings(BaseModel):
         description="Largest file, in megabytes: texture format, quality, size, then vertices give way. 0: no limit.",
     )  # fmt: skip
 
-    @field_validator(*(f"{p}_guidance_interval_end" for p in STAGE_PREFIX.values()))
-    @classmethod
-    def _interval_in_order(cls, end: float, info: ValidationInfo) -> float:
-        start = info.data.get(str(info.field_name).replace("_end", "_start"))
-        if start is not None and end < start:
-            raise PydanticKnownError("greater_than_equal", {"ge": start})
-        return end
-
     def sampler_params(self, stage: str, family_defaults: Mapping[str, Any] | None = None) -> SamplerParams:
         """How to sample `stage` ("structure", "shape" or "texture").
 
@@ -238,44 +237,8 @@ FINISH_FIELDS = (
 """Fields about the finished file."""
 LOCAL_FIELDS = ("cascade", "max_num_tokens", "step_caching", "rasterizer", *FINISH_FIELDS)
 """Fields that no endpoint has: ours alone."""
-_TEXTURE_SIZES = {"texture_size": (1024, 2048, 4096)}
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """What one hosted endpoint takes: its fields, and where it differs from `GenerationSettings`."""
-
-    fields: tuple[str, ...]
-    required: tuple[str, ...] = ("image_url",)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    choices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-
-
-def _all_but(*left_out: str) -> tuple[str, ...]:
-    return tuple(n for n in GenerationSettings.model_fields if n not in left_out)
-
-
-ENDPOINTS: Mapping[str, Endpoint] = {
-    "fal-ai/trellis-2": Endpoint(_all_but(*LORA_FIELDS, *LOCAL_FIELDS), choices=_TEXTURE_SIZES),
-    "fal-ai/trellis-2-lora": Endpoint(
-        _all_but(*MESH_FIELDS, *LOCAL_FIELDS),
-        defaults={"resolution": 512},
-        choices={"resolution": (512, 1024), **_TEXTURE_SIZES},
-    ),
-}
 
 
 def resolve_seed(seed: int | None) -> int:
     """The seed itself, or a random 31-bit one for None."""
     return secrets.randbits(31) if seed is None else seed
-
-
-def fal_errors(error: ValidationError) -> list[dict[str, Any]]:
-    """A validation error in the form of the hosted endpoints' 422 body (spec E 1.4): loc, msg, type, input and ctx."""
-    return [
-        {
-            "loc": ["body", *e["loc"]], "msg": e["msg"], "type": e["type"], "input": e["input"],
-            **({"ctx": e["ctx"]} if e.get("ctx") else {}),
-        }
-        for e in error.errors(include_url=False)
-    ]  # fmt: skip

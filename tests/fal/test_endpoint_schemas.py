@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from trellis_core.settings import ENDPOINTS, GenerationSettings
+from trellis_core.fal.endpoints import ENDPOINTS
+from trellis_core.settings import GenerationSettings
 
 TEXT = ("string", None)
 SEED = ("integer", None)

@@ -18,9 +18,10 @@ from tests.helpers.fal_service import GLB, KEY, Gate, serving  # noqa: E402
 from trellis_core.errors import InputError  # noqa: E402
 from trellis_core.fal import client as module  # noqa: E402
 from trellis_core.fal.client import FalClient, RemoteError, arguments_for, endpoint_for, scrub  # noqa: E402
+from trellis_core.fal.endpoints import ENDPOINTS  # noqa: E402
 from trellis_core.fal.open_requests import Notebook  # noqa: E402
 from trellis_core.fal.remote import base_color, generate  # noqa: E402
-from trellis_core.settings import ENDPOINTS, GenerationSettings  # noqa: E402
+from trellis_core.settings import GenerationSettings  # noqa: E402
 
 PLAIN, LORA = "fal-ai/trellis-2", "fal-ai/trellis-2-lora"
 

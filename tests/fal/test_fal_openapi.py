@@ -12,8 +12,8 @@ import pytest
 pytest.importorskip("aiohttp")
 
 from tests.helpers.fal_service import KEY, PIXELS, serving  # noqa: E402
-from trellis_core.fal.endpoints import payload_model  # noqa: E402
-from trellis_core.settings import ENDPOINTS, GenerationSettings  # noqa: E402
+from trellis_core.fal.endpoints import ENDPOINTS, payload_model  # noqa: E402
+from trellis_core.settings import GenerationSettings  # noqa: E402
 
 
 def _document(url: str, app: str) -> dict[str, Any]:

@@ -24,7 +24,8 @@ import aiohttp
 from ..context import RunContext
 from ..errors import InputError, TrellisError
 from ..fetch import fetch_bytes
-from ..settings import ENDPOINTS, GenerationSettings
+from ..settings import GenerationSettings
+from .endpoints import ENDPOINTS
 
 HOSTED = {"run": "https://fal.run", "queue": "https://queue.fal.run", "rest": "https://rest.fal.ai"}
 PRICES = {512: 0.25, 1024: 0.30, 1536: 0.35}

@@ -4,15 +4,41 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
-from ..settings import ENDPOINTS, LORA_FIELDS, STAGE_PREFIX, GenerationSettings, _number_from_text, fal_errors
-from .errors import FalError, echo
+from ..settings import LOCAL_FIELDS, LORA_FIELDS, MESH_FIELDS, GenerationSettings, number_from_text
+from .errors import FalError, echo, validation_errors
 
 LORA_ENDPOINT = "fal-ai/trellis-2-lora"
+_TEXTURE_SIZES = {"texture_size": (1024, 2048, 4096)}
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """What one hosted endpoint takes: its fields, and where it differs from `GenerationSettings`."""
+
+    fields: tuple[str, ...]
+    required: tuple[str, ...] = ("image_url",)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    choices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+def _all_but(*left_out: str) -> tuple[str, ...]:
+    return tuple(n for n in GenerationSettings.model_fields if n not in left_out)
+
+
+ENDPOINTS: Mapping[str, Endpoint] = {
+    "fal-ai/trellis-2": Endpoint(_all_but(*LORA_FIELDS, *LOCAL_FIELDS), choices=_TEXTURE_SIZES),
+    LORA_ENDPOINT: Endpoint(
+        _all_but(*MESH_FIELDS, *LOCAL_FIELDS),
+        defaults={"resolution": 512},
+        choices={"resolution": (512, 1024), **_TEXTURE_SIZES},
+    ),
+}
 
 
 class File(BaseModel):
@@ -30,21 +56,19 @@ def payload_model(app: str) -> type[BaseModel]:
     endpoint = ENDPOINTS[app]
     fields: dict[str, Any] = {}
     for name in endpoint.fields:
-        field = GenerationSettings.model_fields[name]
-        rules, default = tuple(field.metadata), endpoint.defaults.get(name, field.default)
-        annotation: Any = field.annotation
+        known = GenerationSettings.model_fields[name]
+        rules, default = tuple(known.metadata), endpoint.defaults.get(name, known.default)
+        annotation: Any = known.annotation
         if name in endpoint.required:
             annotation, default = str, ...
         if name in endpoint.choices:
-            annotation, rules = Literal[endpoint.choices[name]], (BeforeValidator(_number_from_text),)
+            annotation, rules = Literal[endpoint.choices[name]], (BeforeValidator(number_from_text),)
         if rules:
             annotation = Annotated[(annotation, *rules)]
-        fields[name] = annotation, Field(default, description=field.description)
-    ends = [f"{prefix}_guidance_interval_end" for prefix in STAGE_PREFIX.values()]
-    in_order = field_validator(*ends)(classmethod(GenerationSettings._interval_in_order.__func__))
+        fields[name] = annotation, Field(default, description=known.description)
     title = "".join(part.capitalize() for part in app.split("/")[1].split("-")) + "Input"
     config = ConfigDict(extra="ignore", frozen=True, title=title)
-    return create_model(title, __config__=config, __validators__={"in_order": in_order}, **fields)
+    return create_model(title, __config__=config, **fields)
 
 
 def check_payload(app: str, body: bytes) -> tuple[GenerationSettings, list[str]]:
@@ -57,7 +81,7 @@ def check_payload(app: str, body: bytes) -> tuple[GenerationSettings, list[str]]
     try:
         checked = payload_model(app).model_validate(values)
     except ValidationError as error:
-        raise FalError(422, [{**entry, "input": echo(entry["input"])} for entry in _plain(fal_errors(error))]) from None
+        raise FalError(422, [{**entry, "input": echo(entry["input"])} for entry in _plain(validation_errors(error))]) from None
     given = {name: getattr(checked, name) for name in checked.model_fields_set} | {
         name: getattr(checked, name) for name in ENDPOINTS[app].defaults
     }

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
+from pydantic import ValidationError
+
 LONGEST_ECHO = 200
 """Characters of a wrong value that are repeated in its error."""
 
@@ -61,3 +63,14 @@ def echo(value: Any) -> Any:
         return value if len(value) <= LONGEST_ECHO else value[:LONGEST_ECHO] + "..."
     plain = isinstance(value, (int, bool, type(None))) or (isinstance(value, float) and isfinite(value))
     return value if plain else echo(str(value))
+
+
+def validation_errors(error: ValidationError) -> list[dict[str, Any]]:
+    """A validation error in the form of the hosted endpoints' 422 body (spec E 1.4): loc, msg, type, input and ctx."""
+    return [
+        {
+            "loc": ["body", *e["loc"]], "msg": e["msg"], "type": e["type"], "input": e["input"],
+            **({"ctx": e["ctx"]} if e.get("ctx") else {}),
+        }
+        for e in error.errors(include_url=False)
+    ]  # fmt: skip

@@ -19,7 +19,7 @@ from aiohttp import web
 
 from ...errors import InputError
 from ...fetch import FetchError, check_url
-from ...settings import ENDPOINTS
+from ..endpoints import ENDPOINTS
 from ..errors import FalError
 from .inputs import Limits, Reader
 from .jobs import Job, JobQueue, Runner
