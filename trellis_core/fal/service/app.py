@@ -166,8 +166,10 @@ class Service:
     # Handlers
 
     async def submit(self, call: Call) -> web.Response:
+        """A job that begins at once is answered as one that waits with nobody before it."""
         job = await self._submitted(call)
-        return answer(self._state(job, call) | {"status": "IN_QUEUE"}, headers=_id(job))
+        place = self.queue.position(job) if job.status == "IN_QUEUE" else 0
+        return answer(_named(job, call) | {"status": "IN_QUEUE", "queue_position": place}, headers=_id(job))
 
     async def run(self, call: Call) -> web.StreamResponse:
         """Submit and wait; who goes away takes the job back."""
@@ -275,11 +277,7 @@ class Service:
         return self.queue.get(call.parts["id"], call.owner)
 
     def _state(self, job: Job, call: Call, logs: bool = False, since: int = 0) -> dict[str, Any]:
-        base = f"{call.origin}/queue/{job.app}/requests/{job.id}"
-        state: dict[str, Any] = {
-            "status": job.status, "request_id": job.id, "response_url": base,
-            "status_url": f"{base}/status", "cancel_url": f"{base}/cancel",
-        }  # fmt: skip
+        state = _named(job, call) | {"status": job.status}
         if job.status == "IN_QUEUE":
             return state | {"queue_position": self.queue.position(job)}
         state["logs"] = job.logs[since:] if logs else None
@@ -321,6 +319,12 @@ def _wants_logs(call: Call) -> bool:
 
 def _id(job: Job) -> dict[str, str]:
     return {"x-fal-request-id": job.id}
+
+
+def _named(job: Job, call: Call) -> dict[str, Any]:
+    """What every answer about a job says: its id and its addresses."""
+    base = f"{call.origin}/queue/{job.app}/requests/{job.id}"
+    return {"request_id": job.id, "response_url": base, "status_url": f"{base}/status", "cancel_url": f"{base}/cancel"}
 
 
 def _result(job: Job, origin: str = "") -> Any:
