@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trellis_core.cli.lora_options import DTYPES, FORMATS
 from ..trellis_core.errors import InputError
+from ..trellis_core.lora.names import DTYPES, FORMATS
 from . import host
 from .sockets import Family, Loras, advanced, schema
 

@@ -23,6 +23,7 @@ from .weights import official as published
 from .weights.compatibility import check_together
 from .weights.low_precision import PRECISIONS
 from .weights.network_file import NetworkFile, image_encoder_file, network_file, read_json, refuse_pickle
+from .weights.official import Scale
 from .weights.repackaged import find_networks
 
 BUNDLED = {"mini": Path(__file__).parent / "mini"}
@@ -32,21 +33,6 @@ IMAGE_ROLE = "image_cond_model"
 CORE_ROLES = ("sparse_structure_flow_model", "sparse_structure_decoder", "shape_slat_decoder", "tex_slat_decoder")
 FLOW_ROLES = tuple(f"{kind}_slat_flow_model_{key}" for kind in ("shape", "tex") for key in (512, 1024))
 SAMPLER_KEYS = {"structure": "sparse_structure_sampler", "shape": "shape_slat_sampler", "texture": "tex_slat_sampler"}
-
-
-@dataclass(frozen=True)
-class Scale:
-    """What one pipeline resolution means for a family.
-
-    Attributes:
-        image_size: pixels per side of the picture that the tokens are made from.
-        structure_grid: voxels per axis of the latent grid.
-        output: voxels per axis of the decoded object.
-    """
-
-    image_size: int
-    structure_grid: int
-    output: int
 
 
 @dataclass(frozen=True)

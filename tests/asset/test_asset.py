@@ -14,9 +14,9 @@ import torch
 from tests.gltf.test_glb import issues
 from tests.helpers.solid_objects import ball, cube, decoded, is_watertight, rainbow, torus, volume
 from trellis_core.asset.asset import Asset, make_asset
-from trellis_core.asset.placement import Placement
 from trellis_core.context import RunContext
 from trellis_core.errors import Cancelled, EmptyResultError, InputError
+from trellis_core.gltf.placement import Placement
 from trellis_core.settings import GenerationSettings
 from trellis_core.values import Mesh, PbrVoxels
 

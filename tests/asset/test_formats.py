@@ -15,12 +15,12 @@ import torch
 from tests.gltf.test_glb import parse, picture, validator
 from tests.helpers.solid_objects import ball, cube, decoded, rainbow, torus
 from trellis_core.asset.asset import make_asset
-from trellis_core.asset.placement import Placement
 from trellis_core.asset.report import stretch
 from trellis_core.asset.size_limit import fit
 from trellis_core.errors import InputError
 from trellis_core.gltf.glb import Packing, Part, glb_bytes
 from trellis_core.gltf.meshopt import encode_indices, encode_vertices
+from trellis_core.gltf.placement import Placement
 from trellis_core.gltf.read import read_mesh
 from trellis_core.gltf.vertex_formats import near_order, rounded_directions, rounded_positions, rounded_uvs
 from trellis_core.settings import GenerationSettings

@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.flow.test_flow import SIZES, VARIANTS, sparse_batch
 from trellis_core.flow.context import Both, Kept, Nothing
-from trellis_core.flow.prepared import prepare_slat, prepare_structure
+from trellis_core.flow.prepared import kept_bytes, prepare_slat, prepare_structure
 from trellis_core.flow.sampler import SamplerParams, flow_schedule, sample
 from trellis_core.flow.slat import SLatFlowModel, SLatFlowParams
 from trellis_core.flow.structure import SparseStructureFlowModel, SparseStructureFlowParams
@@ -74,7 +74,7 @@ def test_sampling_with_shortcuts_ends_where_plain_sampling_does() -> None:
 def test_a_large_context_is_projected_anew_rather_than_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     model = randomised(SparseStructureFlowModel(SparseStructureFlowParams.from_args(SIZES | VARIANTS[0])))
     x, cond, t = torch.randn(1, 4, 3, 3, 3), torch.randn(1, 5, 12), torch.tensor([1000 * TIMES[0]])
-    monkeypatch.setattr("trellis_core.flow.prepared.KEPT_BYTES", Kept.bytes(model, 5) - 1)
+    monkeypatch.setattr("trellis_core.flow.prepared.KEPT_BYTES", kept_bytes(model, 5) - 1)
     ready = prepare_structure(model, cond, TIMES)
     assert not isinstance(ready.cond, Kept)
     assert torch.allclose(ready(x, t, ready.cond), model(x, t, cond), rtol=0, atol=1e-5)

@@ -20,16 +20,16 @@ from torch import Tensor
 from ..context import QUIET, RunContext, obeying
 from ..errors import EmptyResultError, InputError
 from ..gltf.glb import Packing, glb_bytes, write_whole
+from ..gltf.placement import Placement
 from ..memory.mesh_budget import check_room
 from ..mesh.clean import check_mesh, clean, tidy
 from ..mesh.decimate import TOLERANCE, decimate
 from ..mesh.remesh import solid_remesh
 from ..mesh.topology import Array
-from ..texturing.textured_surface import Detail, Skin, Step, make_skin
 from ..values import Mesh, PbrVoxels
-from .placement import Placement
 from .report import AssetReport, stretch
 from .size_limit import Fitted, fit
+from .textured_surface import Detail, Skin, Step, make_skin
 
 if TYPE_CHECKING:
     from ..settings import GenerationSettings

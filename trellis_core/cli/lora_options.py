@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..lora.names import DTYPES, FORMATS
+
 SLOTS = ("auto", "structure", "shape", "texture", "shape-512", "shape-1024", "texture-512", "texture-1024")
 """What a LoRA can be for: a stage, or one of its networks."""
-
-FORMATS = ("peft", "comfy", "kohya")
-DTYPES = ("fp16", "bf16", "fp32")
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:

@@ -7,17 +7,15 @@ guided branch and the unguided one into one batch.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from .attention import Batch
-
-if TYPE_CHECKING:
-    from .block import ModulatedTransformerCrossBlock
-    from .transformer import FlowTransformer
+from .block import ModulatedTransformerCrossBlock
 
 
 class Context(Protocol):
@@ -46,14 +44,9 @@ class Kept:
     layers: tuple[tuple[Tensor, Tensor], ...]
 
     @classmethod
-    def of(cls, model: FlowTransformer, tokens: Tokens) -> Kept:
-        pairs = (block.cross_attn.keys_values(tokens.rows) for block in model.blocks)
+    def of(cls, blocks: Iterable[ModulatedTransformerCrossBlock], tokens: Tokens) -> Kept:
+        pairs = (block.cross_attn.keys_values(tokens.rows) for block in blocks)
         return cls(tokens.batch, tuple((k.contiguous(), v.contiguous()) for k, v in pairs))  # a view would hold both twice
-
-    @staticmethod
-    def bytes(model: FlowTransformer, rows: int) -> int:
-        """What `of` would hold for this many context rows of all samples together."""
-        return 2 * rows * model.params.model_channels * model.params.num_blocks * model.dtype.itemsize
 
     def seen(self, layer: ModulatedTransformerCrossBlock, index: int, h: Tensor, queries: Batch) -> Tensor:
         return layer.look(h, queries, self.layers[index], self.batch)
@@ -67,10 +60,9 @@ class Nothing:
     layers: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, model: FlowTransformer) -> Nothing:
-        first = model.blocks[0].cross_attn.to_kv.weight
-        zero = torch.zeros(1, model.params.cond_channels, device=first.device, dtype=model.dtype)
-        return cls(tuple(block.cross_attn.answer(zero) for block in model.blocks))
+    def of(cls, blocks: Iterable[ModulatedTransformerCrossBlock], zero: Tensor) -> Nothing:
+        """`zero` is one row [1, Cc] of the context, in the torso dtype."""
+        return cls(tuple(block.cross_attn.answer(zero) for block in blocks))
 
     def seen(self, layer: ModulatedTransformerCrossBlock, index: int, h: Tensor, queries: Batch) -> Tensor:
         return self.layers[index]

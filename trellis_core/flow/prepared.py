@@ -103,14 +103,19 @@ def prepare(
 ) -> PreparedFlow:
     """For tokens of this layout; `fold` and `unfold` lead from what the sampler has to folded tokens and back."""
     tokens = model.tokens(cond)
-    keep = not ctx.frugal and Kept.bytes(model, cond[..., 0].numel()) <= KEPT_BYTES
-    kept = Kept.of(model, tokens) if keep else tokens
-    neg = Nothing.of(model)
+    keep = not ctx.frugal and kept_bytes(model, cond[..., 0].numel()) <= KEPT_BYTES
+    kept = Kept.of(model.blocks, tokens) if keep else tokens
+    neg = Nothing.of(model.blocks, tokens.rows.new_zeros(1, tokens.rows.shape[-1]))
     taus = torch.tensor(times, dtype=torch.float64).mul(1000).float()
     table = dict(zip(taus.tolist(), model.modulation(taus).split(1), strict=True))
     together = not ctx.frugal and sum(layout.batch.lengths) <= PAIR_ROWS
     pair = (_doubled(layout), Both(kept, neg)) if together else None
     return PreparedFlow(model, layout, kept, neg, fold, unfold, table, pair, ctx)
+
+
+def kept_bytes(model: FlowTransformer, rows: int) -> int:
+    """What is kept of this many context rows of all samples together."""
+    return 2 * rows * model.params.model_channels * model.params.num_blocks * model.dtype.itemsize
 
 
 def _doubled(layout: Layout) -> Layout:

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from ..asset.placement import Placement
 from ..errors import InputError
 from ..mesh.topology import Array
 from . import vertex_formats as streams
 from .images import MIME_TYPES, encode_image
 from .meshopt import encode_indices, encode_vertices
+from .placement import Placement
 from .vertex_formats import Stream
 
 GENERATOR = "TRELLIS.2 Core"

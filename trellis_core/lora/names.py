@@ -5,6 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+FORMATS = ("peft", "comfy", "kohya")
+"""How the keys of a file may be spelled."""
+DTYPES = ("fp16", "bf16", "fp32")
+"""Numbers that a file may be written with."""
+
 _ATTENTION = ("to_out", "q_rms_norm.gamma", "k_rms_norm.gamma")
 TARGETS = (
     *(f"blocks.#.self_attn.{name}" for name in ("to_qkv", *_ATTENTION)),

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from ..cli.lora_options import DTYPES, FORMATS
 from ..errors import InputError, WeightsError
 from ..gltf.glb import write_whole
 from .apply import Use, collect
 from .deltas import Delta, Difference, Hadamard, Kronecker, LowRank, Replacement
 from .detect import CERTAIN, origin_of
+from .names import DTYPES, FORMATS
 from .read import MAX_RANK
 from .stack import Lora, read_cached
 

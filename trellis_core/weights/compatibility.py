@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import WeightsError
-
-if TYPE_CHECKING:
-    from ..family import Scale
+from .official import Scale
 
 Fact = tuple[str, object, str, object]
 """What it is, its value, what it must equal, the value of that."""

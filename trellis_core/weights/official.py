@@ -1,5 +1,25 @@
 """Facts about the published TRELLIS.2 weights that weights without a pipeline.json leave out (spec A 1.5, 1.7, 7.1)."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What one pipeline resolution means for a family.
+
+    Attributes:
+        image_size: pixels per side of the picture that the tokens are made from.
+        structure_grid: voxels per axis of the latent grid.
+        output: voxels per axis of the decoded object.
+    """
+
+    image_size: int
+    structure_grid: int
+    output: int
+
+
 SCALES = {
     "512": {"image_size": 512, "structure_grid": 32, "output": 512},
     "1024": {"image_size": 1024, "structure_grid": 64, "output": 1024},

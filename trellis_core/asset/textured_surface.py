@@ -11,23 +11,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..asset.report import surface_facts
 from ..context import RunContext
 from ..gltf.glb import Part
 from ..mesh.topology import Array
+from ..texturing.back_projection import BackProjector
+from ..texturing.bake import Bake, bake
+from ..texturing.charts import ChartOptions
+from ..texturing.detail import DetailSurface
+from ..texturing.fill import GapFiller
+from ..texturing.gpu_raster import rasterise_with_nvdiffrast
+from ..texturing.normals import chart_normals
+from ..texturing.occlusion import ambient_occlusion
+from ..texturing.raster import Interpolator, Texels
+from ..texturing.surface import Surface
+from ..texturing.tangents import to_tangent_space, vertex_tangents
+from ..texturing.unwrap import Unwrap, texel_corners, unwrap
 from ..values import PbrVoxels
-from .back_projection import BackProjector
-from .bake import Bake, bake
-from .charts import ChartOptions
-from .detail import DetailSurface
-from .fill import GapFiller
-from .gpu_raster import rasterise_with_nvdiffrast
-from .normals import chart_normals
-from .occlusion import ambient_occlusion
-from .raster import Interpolator, Texels
-from .surface import Surface
-from .tangents import to_tangent_space, vertex_tangents
-from .unwrap import Unwrap, texel_corners, unwrap
+from .report import surface_facts
 
 if TYPE_CHECKING:
     from ..settings import GenerationSettings
