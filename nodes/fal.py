@@ -90,10 +90,10 @@ class FalApi(io.ComfyNode):
         if request_id.strip() and len(seen) > 1:
             raise InputError("One request id is for one picture: take the batch away, or empty request_id.")
         run = host.Run(cls)
-        host_fal.say(cls, api.price(chosen, base_url))
+        host_fal.say(cls, api.price(app, chosen, base_url))
         made = []
         for index, picture in enumerate(seen):
-            follow = _Follower(run.ctx.part(index / len(seen), (index + 1) / len(seen)), cls, api.price(chosen, base_url))
+            follow = _Follower(run.ctx.part(index / len(seen), (index + 1) / len(seen)), cls, api.price(app, chosen, base_url))
             made.append(
                 await host_fal.until_stopped(
                     remote.generate(
@@ -104,7 +104,7 @@ class FalApi(io.ComfyNode):
             )  # fmt: skip
         run.ctx.report(1.0)
         lines = [f"request {model.request_id} ({app}, {client.name}, seed {model.seed})" for model in made]
-        text = "\n".join([*lines, *notes, *filter(None, [api.price(chosen, base_url)])])
+        text = "\n".join([*lines, *notes, *filter(None, [api.price(app, chosen, base_url)])])
         colors = [_color(remote.base_color(model.glb)) for model in made]
         glbs = [glb_file(model.glb) for model in made]
         paths = keep_models([model.glb for model in made])

@@ -1,8 +1,8 @@
 """Every knob of a generation, its default and its range, once.
 
-Names, defaults and ranges are those of the hosted endpoints `fal-ai/trellis-2` and `fal-ai/trellis-2-lora` (spec E 2.1,
-2.2); `GenerationSettings` is the union of both, `fal.endpoints.ENDPOINTS` says which of them speaks which field. The graph
-nodes, the command line and the service are generated from the fields' types and descriptions.
+Names, defaults and ranges are those of the hosted endpoints `fal-ai/trellis-2`, `…/multi`, `…/retexture` and
+`fal-ai/trellis-2-lora` (spec E 2, H 4); `GenerationSettings` is the union of all, `fal.endpoints.ENDPOINTS` says which of them
+speaks which field. The graph nodes, the command line and the service are generated from the fields' types and descriptions.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 IntervalEnd = Annotated[Unit, AfterValidator(_not_before_its_start)]
 Steps = Annotated[int, Field(ge=1, le=50)]
 RescaleT = Annotated[float, Field(ge=1, le=6, allow_inf_nan=False)]
+Views = Annotated[tuple[str, ...], Field(min_length=2, max_length=8)]
 AlphaMode = Literal["auto", "OPAQUE", "MASK", "BLEND"]
 ImageFormat = Literal["png", "jpeg", "webp"]
 Compression = Literal["none", "quantize", "meshopt"]
@@ -65,6 +66,12 @@ class GenerationSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     image_url: str | None = Field(None, description="Where the picture is: a web address or a data URI.")
+    image_urls: Views | None = Field(
+        None, description="Where several pictures of one object are, seen from different sides: web addresses or data URIs."
+    )
+    mesh_url: str | None = Field(
+        None, description="Where the model is that gets a new texture: a web address of a GLB, OBJ, PLY or STL file."
+    )
     sparse_structure_lora_url: str | None = Field(
         None, description="LoRA (.safetensors) for the structure stage: changes the rough form and its proportions."
     )
@@ -228,6 +235,8 @@ class GenerationSettings(BaseModel):
         return SamplerParams(**values, step_caching=self.step_caching)
 
 
+SOURCE_FIELDS = ("image_url", "image_urls", "mesh_url")
+"""Fields that name what is worked on."""
 LORA_FIELDS = ("sparse_structure_lora_url", "geometry_lora_url", "texture_lora_url")
 MESH_FIELDS = tuple(n for n in GenerationSettings.model_fields if n.startswith(("remesh", "uv_unwrap_")))
 FINISH_FIELDS = (

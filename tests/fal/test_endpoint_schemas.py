@@ -1,10 +1,13 @@
-"""Every field of the two hosted endpoints: name, type, default, range, as their published schemas say."""
+"""Every field of the hosted endpoints: name, type, default, range, as their published schemas say."""
 
 from __future__ import annotations
 
 import pytest
 
-from trellis_core.fal.endpoints import ENDPOINTS
+from trellis_core.fal.endpoints import ENDPOINTS, check_payload
+from trellis_core.fal.endpoints import MULTI_ENDPOINT as MULTI
+from trellis_core.fal.endpoints import RETEXTURE_ENDPOINT as RETEXTURE
+from trellis_core.fal.errors import FalError
 from trellis_core.settings import GenerationSettings
 
 TEXT = ("string", None)
@@ -47,16 +50,22 @@ def rows(table: str) -> dict[str, tuple]:
     return {name: (kind, float(default), float(low), float(high)) for name, kind, default, low, high in split}
 
 
-SHARED = {"image_url": TEXT, "seed": SEED, **rows(SAMPLER), "texture_size": (2048, (1024, 2048, 4096))}
+SIZES = {"texture_size": (2048, (1024, 2048, 4096))}
+SAMPLED = {"seed": SEED, **rows(SAMPLER), **SIZES}
+FINE = {**rows(MESH), "remesh": ("boolean", True), "resolution": (1024, (512, 1024, 1536))}
 PUBLISHED = {
-    "fal-ai/trellis-2": {
-        **SHARED, **rows(MESH), "remesh": ("boolean", True), "resolution": (1024, (512, 1024, 1536)),
-    },
+    "fal-ai/trellis-2": {"image_url": TEXT, **SAMPLED, **FINE},
     "fal-ai/trellis-2-lora": {
-        **SHARED, "sparse_structure_lora_url": TEXT, "geometry_lora_url": TEXT, "texture_lora_url": TEXT,
-        "resolution": (512, (512, 1024)),
+        "image_url": TEXT, "sparse_structure_lora_url": TEXT, "geometry_lora_url": TEXT, "texture_lora_url": TEXT,
+        "resolution": (512, (512, 1024)), **SAMPLED,
+    },
+    "fal-ai/trellis-2/multi": {"image_urls": ("array", None), **SAMPLED, **FINE},
+    "fal-ai/trellis-2/retexture": {
+        "image_url": TEXT, "mesh_url": TEXT, "seed": SEED, "resolution": (1024, (512, 1024)), **SIZES,
+        **{name: row for name, row in rows(SAMPLER).items() if name.startswith("tex_slat_")},
     },
 }  # fmt: skip
+REQUIRED = {"fal-ai/trellis-2/multi": ("image_urls",), "fal-ai/trellis-2/retexture": ("image_url", "mesh_url")}
 
 
 def ours(endpoint: str, name: str) -> tuple:
@@ -79,4 +88,22 @@ def test_fields_of_an_endpoint(endpoint: str) -> None:
     wanted = PUBLISHED[endpoint]
     assert set(ENDPOINTS[endpoint].fields) == set(wanted)
     assert {name: ours(endpoint, name) for name in wanted} == wanted
-    assert ENDPOINTS[endpoint].required == ("image_url",)
+    assert ENDPOINTS[endpoint].required == REQUIRED.get(endpoint, ("image_url",))
+
+
+def test_bodies_of_the_endpoints_with_several_sources() -> None:
+    settings, unknown = check_payload(MULTI, b'{"image_urls": ["a", "b"], "resolution": "1536", "image_url": "c"}')
+    assert settings.image_urls == ("a", "b") and settings.resolution == 1536 and unknown == ["image_url"]
+    settings, unknown = check_payload(RETEXTURE, b'{"image_url": "a", "mesh_url": "b", "ss_sampling_steps": 3}')
+    assert settings.mesh_url == "b" and settings.resolution == 1024 and unknown == ["ss_sampling_steps"]
+    for app, body, loc, kind in (
+        (MULTI, b'{"image_urls": ["a"]}', "image_urls", "too_short"),
+        (MULTI, b'{"image_urls": "ab"}', "image_urls", "tuple_type"),
+        (MULTI, b'{"image_url": "a"}', "image_urls", "missing"),
+        (RETEXTURE, b'{"image_url": "a"}', "mesh_url", "missing"),
+        (RETEXTURE, b'{"image_url": "a", "mesh_url": "b", "resolution": 1536}', "resolution", "literal_error"),
+    ):
+        with pytest.raises(FalError) as caught:
+            check_payload(app, body)
+        (entry,) = caught.value.detail
+        assert (entry["loc"], entry["type"]) == (["body", loc], kind)

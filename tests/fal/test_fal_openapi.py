@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("aiohttp")
 
 from tests.helpers.fal_service import KEY, PIXELS, serving  # noqa: E402
-from trellis_core.fal.endpoints import ENDPOINTS, payload_model  # noqa: E402
+from trellis_core.fal.endpoints import ENDPOINTS, SERVED, payload_model  # noqa: E402
 from trellis_core.settings import GenerationSettings  # noqa: E402
 
 
@@ -21,7 +21,7 @@ def _document(url: str, app: str) -> dict[str, Any]:
         return json.load(reply)
 
 
-@pytest.mark.parametrize("app", ENDPOINTS)
+@pytest.mark.parametrize("app", SERVED)
 def test_the_document_is_the_endpoints_own(tmp_path: Path, app: str) -> None:
     with serving(tmp_path) as (url, _):
         document = _document(url, app)
@@ -34,7 +34,7 @@ def test_the_document_is_the_endpoints_own(tmp_path: Path, app: str) -> None:
             assert entry["type"] == "integer" and entry["enum"] == list(ENDPOINTS[app].choices.get(name, (512, 1024, 1536)))
 
 
-@pytest.mark.parametrize("app", ENDPOINTS)
+@pytest.mark.parametrize("app", SERVED)
 def test_every_answer_is_as_the_document_says_and_none_is_a_500(tmp_path: Path, app: str) -> None:
     """Requests that the document allows and ones that it forbids, for jobs that are there and ones that are not."""
     schemathesis = pytest.importorskip("schemathesis")

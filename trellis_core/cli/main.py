@@ -80,8 +80,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_settings(group: argparse._ArgumentGroup, model: Any) -> None:
     """One flag for every setting; what is left out keeps the default of the weights or of the schema."""
+    from ..settings import SOURCE_FIELDS
+
     for name, field in model.model_fields.items():
-        if name == "image_url":
+        if name in SOURCE_FIELDS:
             continue
         flag = "--" + name.replace("_", "-")
         default = {"seed": "random", "resolution": "what the weights recommend"}.get(name, field.default)

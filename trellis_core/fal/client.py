@@ -28,8 +28,6 @@ from ..settings import GenerationSettings
 from .endpoints import ENDPOINTS
 
 HOSTED = {"run": "https://fal.run", "queue": "https://queue.fal.run", "rest": "https://rest.fal.ai"}
-PRICES = {512: 0.25, 1024: 0.30, 1536: 0.35}
-"""US dollars for one model at fal.ai, by resolution (spec E 2)."""
 POLL_SECONDS = 0.7
 PATIENCE = 300.0
 """Seconds without any answer to a question about a job after which it is left alone."""
@@ -94,9 +92,10 @@ def arguments_for(app: str, settings: GenerationSettings) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def price(settings: GenerationSettings, base_url: str) -> str:
+def price(app: str, settings: GenerationSettings, base_url: str) -> str:
     """What one model will cost, in words; "" on a server of one's own."""
-    return "" if base_url else f"about ${PRICES[settings.resolution]:.2f} at fal.ai"
+    known = ENDPOINTS[app].prices.get(settings.resolution)
+    return "" if base_url else f"about ${known:.2f} at fal.ai" if known else f"billed by fal.ai; see fal.ai/models/{app}"
 
 
 def scrub(text: str, key: str = "") -> str:

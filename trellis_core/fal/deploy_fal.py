@@ -15,7 +15,7 @@ from fal.toolkit import File
 from fastapi import HTTPException
 
 from trellis_core.context import QUIET
-from trellis_core.fal.endpoints import LORA_ENDPOINT, payload_model, result
+from trellis_core.fal.endpoints import LORA_ENDPOINT, PLAIN_ENDPOINT, payload_model, result
 from trellis_core.fal.errors import FalError
 from trellis_core.fal.service.inputs import Limits, Reader
 from trellis_core.fal.service.jobs import Work
@@ -24,7 +24,6 @@ from trellis_core.fal.service.store import FileStore
 from trellis_core.family import load_family
 from trellis_core.image.matting import load_rembg
 
-PLAIN_ENDPOINT = "fal-ai/trellis-2"
 WEIGHTS = os.environ.get("TRELLIS_WEIGHTS", "/data/TRELLIS.2-4B")
 Plain, WithLoras = payload_model(PLAIN_ENDPOINT), payload_model(LORA_ENDPOINT)
 

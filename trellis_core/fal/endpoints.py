@@ -3,42 +3,89 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
-from ..settings import LOCAL_FIELDS, LORA_FIELDS, MESH_FIELDS, GenerationSettings, number_from_text
+from ..settings import (
+    LOCAL_FIELDS,
+    LORA_FIELDS,
+    MESH_FIELDS,
+    SOURCE_FIELDS,
+    STAGE_PREFIX,
+    GenerationSettings,
+    number_from_text,
+)
 from .errors import FalError, echo, validation_errors
 
+PLAIN_ENDPOINT = "fal-ai/trellis-2"
 LORA_ENDPOINT = "fal-ai/trellis-2-lora"
+MULTI_ENDPOINT = "fal-ai/trellis-2/multi"
+RETEXTURE_ENDPOINT = "fal-ai/trellis-2/retexture"
+SERVED = (PLAIN_ENDPOINT, LORA_ENDPOINT)
+"""The endpoints that our own service works off."""
 _TEXTURE_SIZES = {"texture_size": (1024, 2048, 4096)}
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """What one hosted endpoint takes: its fields, and where it differs from `GenerationSettings`."""
+    """What one hosted endpoint takes: its fields, and where it differs from `GenerationSettings`.
+
+    Attributes:
+        prices: US dollars that fal.ai bills for one model, by resolution; empty where they are not published.
+    """
 
     fields: tuple[str, ...]
     required: tuple[str, ...] = ("image_url",)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     choices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    prices: Mapping[int, float] = field(default_factory=dict)
 
 
-def _all_but(*left_out: str) -> tuple[str, ...]:
-    return tuple(n for n in GenerationSettings.model_fields if n not in left_out)
+def _taking(*sources: str, without: Sequence[str]) -> tuple[str, ...]:
+    """The fields of an endpoint that works on `sources`, with every setting but those it is `without`."""
+    left_out = {*SOURCE_FIELDS, *LOCAL_FIELDS, *without}.difference(sources)
+    return tuple(name for name in GenerationSettings.model_fields if name not in left_out)
 
+
+_NOT_OF_TEXTURING = (
+    *(
+        n
+        for n in GenerationSettings.model_fields
+        if n.startswith((f"{STAGE_PREFIX['structure']}_", f"{STAGE_PREFIX['shape']}_"))
+    ),
+    *(*LORA_FIELDS, *MESH_FIELDS, "decimation_target"),
+)
 
 ENDPOINTS: Mapping[str, Endpoint] = {
-    "fal-ai/trellis-2": Endpoint(_all_but(*LORA_FIELDS, *LOCAL_FIELDS), choices=_TEXTURE_SIZES),
+    PLAIN_ENDPOINT: Endpoint(
+        _taking("image_url", without=LORA_FIELDS),
+        choices=_TEXTURE_SIZES,
+        prices={512: 0.25, 1024: 0.30, 1536: 0.35},
+    ),
     LORA_ENDPOINT: Endpoint(
-        _all_but(*MESH_FIELDS, *LOCAL_FIELDS),
+        _taking("image_url", without=MESH_FIELDS),
         defaults={"resolution": 512},
         choices={"resolution": (512, 1024), **_TEXTURE_SIZES},
+        prices={512: 0.25, 1024: 0.30},
+    ),
+    MULTI_ENDPOINT: Endpoint(
+        _taking("image_urls", without=LORA_FIELDS),
+        required=("image_urls",),
+        choices=_TEXTURE_SIZES,
+    ),
+    RETEXTURE_ENDPOINT: Endpoint(
+        _taking("image_url", "mesh_url", without=_NOT_OF_TEXTURING),
+        required=("image_url", "mesh_url"),
+        choices={"resolution": (512, 1024), **_TEXTURE_SIZES},
+        prices={512: 0.20, 1024: 0.24},
     ),
 }
+"""Id of an endpoint -> what it takes."""
 
 
 class File(BaseModel):
@@ -60,13 +107,13 @@ def payload_model(app: str) -> type[BaseModel]:
         rules, default = tuple(known.metadata), endpoint.defaults.get(name, known.default)
         annotation: Any = known.annotation
         if name in endpoint.required:
-            annotation, default = str, ...
+            annotation, default = get_args(annotation)[0], ...  # without its None
         if name in endpoint.choices:
             annotation, rules = Literal[endpoint.choices[name]], (BeforeValidator(number_from_text),)
         if rules:
             annotation = Annotated[(annotation, *rules)]
         fields[name] = annotation, Field(default, description=known.description)
-    title = "".join(part.capitalize() for part in app.split("/")[1].split("-")) + "Input"
+    title = "".join(part.capitalize() for part in re.split("[-/]", app)[2:]) + "Input"
     config = ConfigDict(extra="ignore", frozen=True, title=title)
     return create_model(title, __config__=config, **fields)
 

@@ -19,7 +19,7 @@ from aiohttp import web
 
 from ...errors import InputError
 from ...fetch import FetchError, check_url
-from ..endpoints import ENDPOINTS
+from ..endpoints import SERVED
 from ..errors import FalError
 from .inputs import Limits, Reader
 from .jobs import Job, JobQueue, Runner
@@ -308,8 +308,8 @@ _CORS = {
 
 
 def _known(app: str) -> str:
-    if app not in ENDPOINTS:
-        raise FalError(404, f"Application '{app[:100]}' not found. This server has: {', '.join(ENDPOINTS)}.")
+    if app not in SERVED:
+        raise FalError(404, f"Application '{app[:100]}' not found. This server has: {', '.join(SERVED)}.")
     return app
 
 
