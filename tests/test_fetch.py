@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import socket
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -34,6 +36,8 @@ class _Server(BaseHTTPRequestHandler):
             self._answer(302, b"", {"Location": "http://127.0.0.1:9/secret"})
         elif self.path == "/out-of-http":
             self._answer(302, b"", {"Location": "file:///etc/hostname"})
+        elif self.path == "/nowhere":
+            self._answer(302, b"", {"Location": "http://[::1/"})
         elif self.path == "/moved":
             self._answer(307, b"", {"Location": "/file"})
         else:
@@ -139,6 +143,8 @@ def test_a_redirect_into_the_network_is_refused(server: Any) -> None:
         fetch_bytes(server.url + "/inward", limit_bytes=10, trusted=trusted)
     with pytest.raises(FetchError, match="http://"):
         fetch_bytes(server.url + "/out-of-http", limit_bytes=10, trusted=trusted)
+    with pytest.raises(FetchError, match="malformed"):
+        fetch_bytes(server.url + "/nowhere", limit_bytes=10, trusted=trusted)
 
 
 def test_redirects_end(server: Any) -> None:
@@ -185,6 +191,34 @@ def test_a_server_that_drips_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None
         fetch_bytes(f"http://127.0.0.1:{silent.getsockname()[1]}/", limit_bytes=10, allow_private=True)
 
 
+@pytest.mark.parametrize("drips", [True, False])
+def test_a_cancel_reaches_a_download_that_drips_or_says_nothing(drips: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "LOOK", 0.01)
+    cancelled, over = threading.Event(), threading.Event()
+
+    def drip(listening: socket.socket) -> None:
+        client, _ = listening.accept()
+        with client:
+            client.recv(1000)
+            if drips:
+                client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+            cancelled.set()
+            while not over.wait(0.01):
+                if drips:
+                    client.sendall(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        other_side = threading.Thread(target=drip, args=(listening,))
+        other_side.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        try:
+            with pytest.raises(Cancelled):
+                fetch_bytes(url, limit_bytes=1 << 20, allow_private=True, ctx=RunContext(is_cancelled=cancelled.is_set))
+        finally:
+            over.set()
+            other_side.join()
+
+
 def test_posts_follow_nothing(server: Any) -> None:
     assert fetch.post(server.url + "/", b"hello", {}, allow_private=True) == 202
     assert server.received == b"hello"
@@ -204,3 +238,30 @@ def test_data_uris() -> None:
         with pytest.raises(FetchError) as caught:
             decode_data_uri(long, 4)
         assert caught.value.kind == "file_too_large"
+    assert decode_data_uri(memoryview(b"data:;base64,aGVs%62G8%3D"), 10)[0] == b"hello"
+    with pytest.raises(FetchError):
+        decode_data_uri("data:;base64,aGU=aGU=", 10)
+    with pytest.raises(FetchError):
+        decode_data_uri("data:,\ud800", 10)
+
+
+@pytest.mark.parametrize("step", range(-4, 5))
+def test_data_uris_are_the_same_wherever_they_are_cut_into_pieces(step: int) -> None:
+    content = bytes(range(256)) * (fetch.PIECE // 256 + 1)
+    text = base64.b64encode(content).decode()
+    text = text[: fetch.PIECE + step].replace("+", "%2B").replace("/", "%2F\n") + text[fetch.PIECE + step :]
+    assert decode_data_uri("data:;base64," + text, len(content)) == (content, "text/plain")
+    plain = "a" * (fetch.PIECE + step) + "%41b"
+    assert decode_data_uri("data:," + plain, len(plain))[0] == b"a" * (fetch.PIECE + step) + b"Ab"
+
+
+@pytest.mark.parametrize("head", ["data:;base64,", "data:,"])
+def test_percent_signs_take_little_memory(head: str) -> None:
+    uri = head + "%" * (6 << 20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(FetchError):
+            decode_data_uri(uri, 5 << 20)
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(uri)
+    finally:
+        tracemalloc.stop()

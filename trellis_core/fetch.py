@@ -17,6 +17,7 @@ import socket
 import ssl
 import tempfile
 import threading
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,14 @@ REDIRECTS = 5
 SOCKET_SECONDS = 30.0
 """Longest silence of the other side."""
 TOTAL_SECONDS = 600.0
+"""Longest time that a file may take from the first connection to the last byte, redirects included."""
+LOOK = 0.25
+"""Seconds between looks at whether the caller has cancelled."""
 CHUNK = 1 << 18
+PIECE = 1 << 16
+"""Characters of a data URI that are decoded at a time: percent signs take a hundred times their own memory."""
+MAX_PLAIN_URI = 1 << 20
+"""Characters of a data URI that is not base64: no picture comes that way."""
 
 _UNICAST = ipaddress.ip_network("2000::/3")
 _SPECIAL = tuple(
@@ -76,12 +84,18 @@ def is_public(address: str) -> bool:
 
 
 def fetch_bytes(
-    url: str, *, limit_bytes: int, allow_private: bool = False, trusted: Collection[str] = (), ctx: RunContext = QUIET
+    url: str,
+    *,
+    limit_bytes: int,
+    allow_private: bool = False,
+    trusted: Collection[str] = (),
+    seconds: float | None = None,
+    ctx: RunContext = QUIET,
 ) -> bytes:
     """The content of a web address or a data URI, in memory. See `fetch_file`."""
     if url[:5].lower() == "data:":
         return decode_data_uri(url, limit_bytes)[0]
-    with _opened(url, allow_private, trusted) as response:
+    with _opened(url, allow_private, trusted, seconds, ctx) as response:
         return b"".join(_chunks(response, limit_bytes, ctx))
 
 
@@ -92,6 +106,7 @@ def fetch_file(
     limit_bytes: int,
     allow_private: bool = False,
     trusted: Collection[str] = (),
+    seconds: float | None = None,
     ctx: RunContext = QUIET,
 ) -> Fetched:
     """Write the content of a web address to `target`: completely, or not at all.
@@ -102,14 +117,16 @@ def fetch_file(
         limit_bytes: more than this is refused, when it is announced or when it comes.
         allow_private: take addresses in private networks too. Only for what the machine's own user names.
         trusted: hosts ("name" or "name:port") for which private addresses are fine.
-        ctx: told the progress where the length is known; a cancel takes effect at the next piece.
+        seconds: the whole of it may take no longer; None for `TOTAL_SECONDS`.
+        ctx: told the progress where the length is known; a cancel takes effect within half a second, however slowly or
+            silently the other side sends.
 
     Raises:
         FetchError: the address is not allowed, does not answer, answers with an error, or gives too much.
     """
     target = Path(target)
     digest, size = hashlib.sha256(), 0
-    with _opened(url, allow_private, trusted) as response:
+    with _opened(url, allow_private, trusted, seconds, ctx) as response:
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=".fetch-")
         try:
             with os.fdopen(handle, "wb") as file:
@@ -124,27 +141,58 @@ def fetch_file(
         return Fetched(target, size, digest.hexdigest(), response.getheader("ETag", ""))
 
 
-def decode_data_uri(uri: str, limit_bytes: int) -> tuple[bytes, str]:
-    """Content and media type of a data URI.
+def decode_data_uri(uri: str | bytes | memoryview, limit_bytes: int) -> tuple[bytes, str]:
+    """Content and media type of a data URI; in memory of about twice the content's size, whatever stands in it.
 
     Raises:
         FetchError: malformed, or longer than `limit_bytes`.
     """
-    head, comma, body = uri.partition(",")
-    if head[:5].lower() != "data:" or not comma:
-        raise FetchError("The data URI is malformed: it should begin with data:<type>;base64,")
-    if len(body) > limit_bytes * 3 + 1024:  # the longest escaped form; whatever is above cannot be within the limit
-        raise _too_large(limit_bytes)
-    media, *options = head[5:].split(";")
     try:
-        data = unquote_to_bytes(body)
-        if "base64" in (option.strip().lower() for option in options):
-            data = base64.b64decode(b"".join(data.split()), validate=True)
+        raw = memoryview(uri.encode() if isinstance(uri, str) else uri)
+    except UnicodeError as error:
+        raise FetchError("The data URI is malformed: it holds half a character.") from error
+    head, comma, _ = bytes(raw[:1024]).partition(b",")
+    if head[:5].lower() != b"data:" or not comma:
+        raise FetchError("The data URI is malformed: it should begin with data:<type>;base64,")
+    media, *options = head[5:].decode("latin-1").split(";")
+    coded = "base64" in (option.strip().lower() for option in options)
+    body = raw[len(head) + 1 :]
+    longest = limit_bytes * 3 // 2 + 1024 if coded else min(limit_bytes * 3, MAX_PLAIN_URI)
+    if len(body) > longest:
+        raise _too_large(limit_bytes)
+    try:
+        data = _from_base64(_unquoted(body)) if coded else b"".join(_unquoted(body))
     except (binascii.Error, ValueError) as error:
         raise FetchError("The data URI is malformed: its base64 cannot be decoded.") from error
     if len(data) > limit_bytes:
         raise _too_large(limit_bytes)
     return data, media.strip().lower() or "text/plain"
+
+
+def _unquoted(body: memoryview) -> Iterator[bytes]:
+    """Percent signs decoded, piece by piece."""
+    left = b""
+    for start in range(0, len(body), PIECE):
+        piece = left + bytes(body[start : start + PIECE])
+        split = piece.rfind(b"%", len(piece) - 2)  # an escape that the next piece completes
+        cut = len(piece) if split < 0 or start + PIECE >= len(body) else split
+        left = piece[cut:]
+        yield unquote_to_bytes(piece[:cut])
+
+
+def _from_base64(pieces: Iterator[bytes]) -> bytes:
+    """White space is fine, everything else that is no base64 is not."""
+    made, left, ended = bytearray(), b"", False
+    for piece in pieces:
+        text = left + b"".join(piece.split())
+        cut = len(text) - len(text) % 4
+        if ended and text:
+            raise ValueError("there is something behind the end")
+        made += base64.b64decode(text[:cut], validate=True)
+        left, ended = text[cut:], text[:cut].endswith(b"=")
+    if left:
+        raise ValueError("the last group is not complete")
+    return bytes(made)
 
 
 def post(
@@ -161,7 +209,8 @@ def post(
     Raises:
         FetchError: the address is not allowed, or does not answer in time.
     """
-    with _connected(check_url(url), allow_private, trusted, timeout) as connection:
+    end = time.monotonic() + timeout
+    with _connected(check_url(url), allow_private, trusted, timeout, end, QUIET) as connection:
         return _exchange(connection, "POST", urlsplit(url), headers, body).status
 
 
@@ -186,14 +235,20 @@ def check_url(url: str) -> SplitResult:
 
 
 @contextmanager
-def _opened(url: str, allow_private: bool, trusted: Collection[str]) -> Iterator[http.client.HTTPResponse]:
+def _opened(
+    url: str, allow_private: bool, trusted: Collection[str], seconds: float | None, ctx: RunContext
+) -> Iterator[http.client.HTTPResponse]:
     """The answer to a GET, after redirects."""
+    end = time.monotonic() + (TOTAL_SECONDS if seconds is None else seconds)
     for _ in range(REDIRECTS + 1):
         parts = check_url(url)
-        with _connected(parts, allow_private, trusted, SOCKET_SECONDS) as connection:
+        with _connected(parts, allow_private, trusted, SOCKET_SECONDS, end, ctx) as connection:
             response = _exchange(connection, "GET", parts, {"Accept-Encoding": "identity", "Accept": "*/*"})
             if response.status in (301, 302, 303, 307, 308) and response.getheader("Location"):
-                url = urljoin(url, response.getheader("Location", ""))
+                try:
+                    url = urljoin(url, response.getheader("Location", ""))
+                except ValueError as error:
+                    raise FetchError(f"{parts.hostname} leads to an address that is malformed: {error}.") from error
                 continue
             if response.status != 200:
                 raise FetchError(f"{parts.hostname} answered {response.status} instead of the file.")
@@ -204,9 +259,9 @@ def _opened(url: str, allow_private: bool, trusted: Collection[str]) -> Iterator
 
 @contextmanager
 def _connected(
-    parts: SplitResult, allow_private: bool, trusted: Collection[str], silence: float
+    parts: SplitResult, allow_private: bool, trusted: Collection[str], silence: float, end: float, ctx: RunContext
 ) -> Iterator[http.client.HTTPConnection]:
-    """A connection to one of the host's addresses, all of which were checked; cut when it takes too long altogether."""
+    """A connection to one of the host's addresses, all of which were checked; cut at the end of its time and on a cancel."""
     secure = parts.scheme == "https"
     port = parts.port or (443 if secure else 80)
     host = str(parts.hostname)
@@ -221,27 +276,65 @@ def _connected(
     kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
     connection = kind(host, port, timeout=silence)
     connection.auto_open = 0  # a second connection would go to an address that nobody checked
-    connection.sock = _socket(found, silence, host if secure else None)
-    watchdog = threading.Timer(TOTAL_SECONDS if silence == SOCKET_SECONDS else silence, _cut, [connection.sock])
-    watchdog.daemon = True
-    watchdog.start()
+    with _guarded(end, ctx) as guard:
+        try:
+            connection.sock = _socket(found, silence, host if secure else None, guard)
+            yield connection
+        except FetchError:
+            ctx.check()  # a connection that was cut because of a cancel is no fault of the other side
+            raise
+        finally:
+            connection.close()
+
+
+class _Guard:
+    """Cuts the connection that it is shown when time is up or the caller cancels, whatever the connection waits for."""
+
+    def __init__(self, end: float, ctx: RunContext) -> None:
+        self._end, self._ctx = end, ctx
+        self._sock: socket.socket | None = None
+        self._cut = False
+        self.done = threading.Event()
+
+    def watch(self, sock: socket.socket) -> None:
+        self._sock = sock
+        if self._cut:
+            _cut(sock)
+
+    def run(self) -> None:
+        is_cancelled = self._ctx.is_cancelled or bool
+        while not self.done.wait(min(LOOK, max(self._end - time.monotonic(), 0.0))):
+            if time.monotonic() >= self._end or is_cancelled():
+                self._cut = True
+                if self._sock is not None:
+                    _cut(self._sock)
+                return
+
+
+@contextmanager
+def _guarded(end: float, ctx: RunContext) -> Iterator[_Guard]:
+    guard = _Guard(end, ctx)
+    threading.Thread(target=guard.run, name="fetch-guard", daemon=True).start()
     try:
-        yield connection
+        yield guard
     finally:
-        watchdog.cancel()
-        connection.close()
+        guard.done.set()
 
 
-def _socket(found: list[tuple], timeout: float, server_name: str | None) -> socket.socket:
+def _socket(found: list[tuple], timeout: float, server_name: str | None, guard: _Guard) -> socket.socket:
     """A socket to the first address that answers; with TLS, checked against the host's name, where there is one."""
     problem: OSError | None = None
     for family, kind, protocol, _, address in found:
         sock = socket.socket(family, kind, protocol)
+        guard.watch(sock)
         sock.settimeout(min(timeout, 10.0))
         try:
             sock.connect(address)
             if server_name:
-                sock = ssl.create_default_context().wrap_socket(sock, server_hostname=server_name)
+                context = ssl.create_default_context()
+                sock = context.wrap_socket(sock, server_hostname=server_name, do_handshake_on_connect=False)
+                guard.watch(sock)
+                sock.do_handshake()
             sock.settimeout(timeout)
             return sock
         except OSError as error:
@@ -278,7 +371,7 @@ def _chunks(response: http.client.HTTPResponse, limit: int, ctx: RunContext) -> 
         raise _too_large(limit)
     done = 0
     try:
-        while chunk := response.read(CHUNK):
+        while chunk := response.read1(CHUNK):  # as it comes: a drop at a time must not keep a cancel waiting
             done += len(chunk)
             if done > limit:
                 raise _too_large(limit)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, features
 
 from trellis_core.errors import InputError, WeightsError
 from trellis_core.image.dino import DinoV3Encoder, DinoV3Params, image_to_pixels
@@ -65,6 +65,23 @@ def test_a_cut_off_file_is_refused(form: str) -> None:
     data = saved(Image.fromarray(noise), form).getvalue()
     with pytest.raises(InputError, match="damaged|cannot be read|not a picture"):
         open_picture(io.BytesIO(data[: len(data) // 2]))
+
+
+def test_damaged_directions_in_a_whole_picture_are_refused_in_words() -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    data = saved(Image.new("RGB", (16, 16)), "WEBP", exif=exif.tobytes()).getvalue()
+    assert open_picture(io.BytesIO(data)).size == (16, 16)
+    with pytest.raises(InputError, match="damaged"):
+        open_picture(io.BytesIO(data.replace(b"MM\0*", b"MMy*")))
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_a_damaged_avif_is_refused_in_words() -> None:
+    data = bytearray(saved(Image.effect_noise((64, 64), 50).convert("RGB"), "AVIF").getvalue())
+    data[-200:] = bytes(range(200))
+    with pytest.raises(InputError, match="damaged"):
+        open_picture(io.BytesIO(bytes(data)))
 
 
 def test_a_fully_transparent_picture_is_refused() -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import struct
 import warnings
-import zlib
 from collections.abc import Callable
 from typing import IO
 
@@ -26,7 +24,6 @@ MAX_SIDE = 1024
 Matte = Callable[[Image.Image], Image.Image]
 
 _TOO_BIG = "has more than 80 megapixels; shrink it first (1024 pixels a side are all that is used)."
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
 def open_picture(source: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
@@ -49,9 +46,9 @@ def open_picture(source: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
             raise InputError(f"{name} is {width} x {height} pixels; at least {MIN_SIDE} x {MIN_SIDE} are needed.")
         try:
             picture.load()
-        except _DECODE_ERRORS as error:
+            upright = ImageOps.exif_transpose(_to_8bit(picture))
+        except Exception as error:  # Pillow's readers raise whatever they come across in a damaged file
             raise InputError(f"{name} is damaged or cut off ({error}); export it again.") from error
-        upright = ImageOps.exif_transpose(_to_8bit(picture))
     if upright.mode == "RGBA" and upright.getchannel("A").getextrema()[1] <= OPAQUE:
         raise InputError(f"{name} is transparent everywhere: its alpha channel shows no subject.")
     return upright
@@ -106,7 +103,7 @@ def _open_header(source: str | os.PathLike[str] | IO[bytes], name: str) -> Image
         raise InputError(f"{name} is not a picture in a known format; use PNG, JPEG or WebP.") from None
     except PermissionError:
         raise InputError(f"{name} may not be read; check its permissions.") from None
-    except _DECODE_ERRORS as error:
+    except Exception as error:  # Pillow's readers raise whatever they come across in a damaged file
         raise InputError(f"{name} cannot be read as a picture ({error}).") from error
 
 
