@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from trellis_core.fal.endpoints import ENDPOINTS
 from trellis_core.fal.errors import validation_errors
+from trellis_core.sampling import sampler_params
 from trellis_core.settings import LOCAL_FIELDS, GenerationSettings, resolve_seed
 
 RANGES = {
@@ -83,14 +84,14 @@ def test_errors_travel_as_json() -> None:
 
 def test_sampler_params_per_stage() -> None:
     s = GenerationSettings(tex_slat_guidance_strength=3, tex_slat_guidance_interval_end=0.8, ss_sampling_steps=4)
-    texture, structure = s.sampler_params("texture"), s.sampler_params("structure")
+    texture, structure = sampler_params(s, "texture"), sampler_params(s, "structure")
     assert (texture.guidance_strength, texture.guidance_interval, texture.rescale_t) == (3.0, (0.6, 0.8), 3.0)
     assert (structure.steps, structure.guidance_rescale, structure.guidance_strength) == (4, 0.7, 7.5)
 
 
 def test_family_defaults_hold_only_where_the_user_said_nothing() -> None:
     s = GenerationSettings(ss_guidance_interval_start=0.2, ss_sampling_steps=12)
-    params = s.sampler_params("structure", {"steps": 25, "guidance_interval": [0.1, 0.5], "rescale_t": 2.0})
+    params = sampler_params(s, "structure", {"steps": 25, "guidance_interval": [0.1, 0.5], "rescale_t": 2.0})
     assert (params.steps, params.guidance_interval, params.rescale_t) == (12, (0.2, 1.0), 2.0)
 
 

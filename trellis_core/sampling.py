@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from .flow.attention import use_attention
 from .flow.prepared import PreparedFlow, prepare_slat
 from .flow.sampler import SamplerParams, flow_schedule, sample
 from .memory.plan import recovering
-from .settings import GenerationSettings
+from .settings import SAMPLER_FIELDS, STAGE_PREFIX, GenerationSettings
 from .values import Condition
 
 LOADED = 0.15
@@ -44,6 +45,23 @@ class Estimate:
 
 Watch = Callable[[Estimate], None]
 """Is shown the estimate after every step of a sampler; must not change it."""
+
+
+def sampler_params(settings: GenerationSettings, stage: str, family_defaults: Mapping[str, Any] | None = None) -> SamplerParams:
+    """How to sample `stage` ("structure", "shape" or "texture").
+
+    `family_defaults` are the sampler `params` of a family's pipeline.json; they stand in for settings that the user did not
+    give, as in the original program (spec A 6).
+    """
+    values: dict[str, Any] = {}
+    for key, endings in SAMPLER_FIELDS.items():
+        names = [f"{STAGE_PREFIX[stage]}_{ending}" for ending in endings]
+        own = tuple(getattr(settings, name) for name in names)
+        values[key] = own if len(own) > 1 else own[0]
+        if family_defaults and key in family_defaults and not settings.model_fields_set.intersection(names):
+            values[key] = family_defaults[key]
+    values["guidance_interval"] = tuple(values["guidance_interval"])
+    return SamplerParams(**values, step_caching=settings.step_caching)
 
 
 def denoise(
@@ -99,7 +117,7 @@ class LatentSampling:
         tokens = tokens.expand(samples, -1, -1).to(ctx.device)
         kind = {"shape": "shape", "texture": "tex"}[self.stage]
         sampler, rows = self.family.samplers[self.stage], coords.to(ctx.device)
-        params = self.settings.sampler_params(self.stage, sampler.params)
+        params = sampler_params(self.settings, self.stage, sampler.params)
         beside = None if known is None else known.to(ctx.device)
         with self.family.network(f"{kind}_slat_flow_model_{scale}", ctx.part(0, LOADED), len(coords)) as flow:
             width = flow.params.in_channels - (0 if known is None else known.shape[1])

@@ -8,14 +8,10 @@ speaks which field. The graph nodes, the command line and the service are genera
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 from pydantic_core import PydanticKnownError
-
-if TYPE_CHECKING:
-    from .flow.sampler import SamplerParams
 
 
 def number_from_text(value: Any) -> Any:
@@ -215,24 +211,6 @@ class GenerationSettings(BaseModel):
         0.0, ge=0, le=4000, allow_inf_nan=False,
         description="Largest file, in megabytes: texture format, quality, size, then vertices give way. 0: no limit.",
     )  # fmt: skip
-
-    def sampler_params(self, stage: str, family_defaults: Mapping[str, Any] | None = None) -> SamplerParams:
-        """How to sample `stage` ("structure", "shape" or "texture").
-
-        `family_defaults` are the sampler `params` of a family's pipeline.json; they stand in for settings that the user
-        did not give, as in the original program (spec A 6).
-        """
-        from .flow.sampler import SamplerParams
-
-        values: dict[str, Any] = {}
-        for key, endings in SAMPLER_FIELDS.items():
-            names = [f"{STAGE_PREFIX[stage]}_{ending}" for ending in endings]
-            own = tuple(getattr(self, name) for name in names)
-            values[key] = own if len(own) > 1 else own[0]
-            if family_defaults and key in family_defaults and not self.model_fields_set.intersection(names):
-                values[key] = family_defaults[key]
-        values["guidance_interval"] = tuple(values["guidance_interval"])
-        return SamplerParams(**values, step_caching=self.step_caching)
 
 
 SOURCE_FIELDS = ("image_url", "image_urls", "mesh_url")

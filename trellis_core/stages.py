@@ -27,7 +27,7 @@ from .image.preprocess import Matte, preprocess
 from .memory.plan import recovering
 from .ovoxel.dual_grid import dual_grid_to_mesh
 from .preflight import check_run
-from .sampling import LOADED, Estimate, LatentSampling, Watch, denoise, tokens_of
+from .sampling import LOADED, Estimate, LatentSampling, Watch, denoise, sampler_params, tokens_of
 from .settings import LORA_FIELDS, GenerationSettings, resolve_seed
 from .sparse.libraries import use_convolution
 from .sparse.resample import quantize_coords
@@ -111,7 +111,7 @@ def sample_structure(
     tokens = tokens.expand(samples, -1, -1).to(ctx.device)
     generator = torch.Generator().manual_seed(resolve_seed(settings.seed if seed is None else seed))
     sampler = family.samplers["structure"]
-    params = settings.sampler_params("structure", sampler.params)
+    params = sampler_params(settings, "structure", sampler.params)
     role = "sparse_structure_flow_model"
     side = family.networks[role].args["resolution"]
     with family.network(role, ctx.part(0.0, LOADED), samples * side**3) as flow:

@@ -13,6 +13,7 @@ from ...latent_preview import voxel_picture
 from ...mesh.frames import z_up_to_y_up
 from ...ovoxel.attributes import sample_attributes
 from ...preview import Surface, render
+from ...sampling import sampler_params
 from ...settings import GenerationSettings
 from ...stages import decode
 from ...vae.structure import active_voxels
@@ -32,7 +33,7 @@ def draw_sample(family: Family, stage: str, model: nn.Module, data: Prepared, re
     count = min(SHOWN, len(data))
     tokens = (data.tokens if stage == "structure" else data.fine_tokens)[:count, 0].float().to(ctx.device)
     sampler = family.samplers[stage]
-    params = GenerationSettings().sampler_params(stage, sampler.params)
+    params = sampler_params(GenerationSettings(), stage, sampler.params)
     generator = torch.Generator().manual_seed(0)
     common = {"cond": tokens, "neg": torch.zeros_like(tokens), "sigma_min": sampler.sigma_min, "ctx": ctx.part(1.0, 1.0)}
     if stage == "structure":
