@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from comfy_api.latest import Types, io
 
+from ..trellis_core.noise import state_of, streams
 from ..trellis_core.settings import SEED_LIMIT
 from . import fields, host
 from .lora import changed
@@ -42,10 +43,10 @@ def _variant_input(stage: str) -> Any:
 
 
 def _varied(value: Any, variant: int) -> Any:
-    """The value with the noise generator that `variant` asks for."""
+    """The value with the streams of noise that `variant` asks for."""
     if variant == 0:
         return value
-    return replace(value, rng=torch.Generator().manual_seed(variant).get_state())
+    return replace(value, rng=state_of(streams(variant, value.samples)))
 
 
 class SampleStructure(io.ComfyNode):

@@ -63,14 +63,19 @@ def test_memory_of_textures_and_maps(untouched: Family) -> None:
     refused(untouched, "'detail'.*texture_size", budget, texture_size=4096, normal_map=True)
 
 
-def test_several_objects_are_planned_as_several(untouched: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    planned = []
-    monkeypatch.setattr("trellis_core.preflight.plan_run", lambda _f, _s, _c, samples: planned.append(samples) or 1 / 0)
-    for pictures, samples in ([picture()] * 3, 1), ([picture()], 2):
-        with pytest.raises(ZeroDivisionError):
-            ctx = RunContext(memory_budget=10**10)
-            stages.generate_all(untouched, pictures, SETTINGS, samples=samples, ctx=ctx)
-    assert planned == [3, 2]
+def test_a_batch_needs_no_more_memory_than_one_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its objects go through each network one after another."""
+    rows: list[int] = []
+    family = load_family("mini")
+    original = Family.network
+    monkeypatch.setattr(Family, "network", lambda self, *args: rows.append(args[-1]) or original(self, *args))
+    quick = SETTINGS.model_copy(update={"ss_sampling_steps": 1, "shape_slat_sampling_steps": 1, "tex_slat_sampling_steps": 1})
+    counts = []
+    for pictures in ([picture()], [picture()] * 3):
+        rows.clear()
+        stages.sample_structure(family, stages.condition(family, pictures, quick), quick, 1)
+        counts.append(list(rows))
+    assert counts[0] == counts[1]
 
 
 def test_command_line_and_service_ask_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:

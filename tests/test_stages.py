@@ -66,9 +66,9 @@ def test_noise_is_drawn_in_the_published_order(family: Family, seen: Condition, 
 
     monkeypatch.setattr(sampling, "sample", sample)
     chosen = settings(resolution=1024)
-    shape = shape_of(family, seen, chosen, seed=2**64 - 1)
+    shape = shape_of(family, seen, chosen, seed=2**32 - 1)
     stages.sample_texture(family, seen, shape, chosen)
-    torch.manual_seed(2**64 - 1)
+    torch.manual_seed(2**32 - 1)
     assert [tuple(n.shape[1:]) for n in drawn] == [(LATENT, 4, 4, 4)] + [(LATENT,)] * 3
     for noise in drawn:
         assert torch.equal(noise, torch.randn(noise.shape))
@@ -123,7 +123,7 @@ def test_several_samples_of_one_picture(family: Family, seen: Condition) -> None
     alone = replace(alone, feats=shape.feats[rows])
     ((mesh, voxels),) = stages.decode(family, alone, replace(texture, feats=texture.feats[rows]))
     assert torch.equal(mesh.faces, together[1][0].faces) and torch.equal(voxels.coords, together[1][1].coords)
-    torch.testing.assert_close(voxels.attrs, together[1][1].attrs, atol=1e-4, rtol=0)
+    assert torch.equal(voxels.attrs, together[1][1].attrs), "objects of a batch come out as they do alone, to the bit"
 
 
 def test_one_object_for_each_of_several_pictures(family: Family) -> None:

@@ -59,6 +59,10 @@ class RunContext:
         width = high - low
         return replace(self, _span=(low + width * start, low + width * stop), _name=name or self._name)
 
+    def split(self, count: int) -> list[RunContext]:
+        """Contexts for `count` sub-steps of equal length."""
+        return [self.part(index / count, (index + 1) / count) for index in range(count)]
+
 
 QUIET = RunContext()
 """A context on the CPU that nobody listens to: the default of every public function."""

@@ -15,13 +15,8 @@ from .settings import GenerationSettings
 from .sparse.libraries import use_convolution
 
 
-def check_run(
-    family: Family, settings: GenerationSettings, ctx: RunContext, samples: int = 1
-) -> tuple[GenerationSettings, RunContext]:
+def check_run(family: Family, settings: GenerationSettings, ctx: RunContext) -> tuple[GenerationSettings, RunContext]:
     """See that a whole run can be done as far as that can be told without doing it.
-
-    Args:
-        samples: objects at once.
 
     Returns:
         Settings and context to run with: those given, but with fewer tokens or frugal where the memory asks for it.
@@ -37,7 +32,7 @@ def check_run(
     _check_finishing(settings, ctx)
     budgeted = with_budget(ctx, family)
     if budgeted.memory_budget is not None:
-        plan = plan_run(family, settings, budgeted, samples)
+        plan = plan_run(family, settings, budgeted)
         settings, ctx = plan.settings, replace(ctx, frugal=plan.ctx.frugal)  # what is free on a GPU limits no mesh work
     return settings, ctx
 

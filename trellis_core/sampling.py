@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,9 @@ from .values import Condition
 LOADED = 0.15
 """Share of a sampling stage's progress that stands for reading its network."""
 
+_KIND = {"shape": "shape", "texture": "tex"}
+"""Stage -> how the names of its networks begin."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -30,8 +33,8 @@ class Estimate:
     Attributes:
         stage: "structure", "shape" or "texture".
         step, steps: how many steps are done, of how many.
-        latent: denormalised; [B, C, r, r, r] of the structure, else rows [T, C] on `coords`.
-        coords: int32 [T, 4] latent voxels, None for the structure.
+        latent: of one object, denormalised; [1, C, r, r, r] of the structure, else rows [T, C] on `coords`.
+        coords: int32 [T, 4] latent voxels of sample 0, None for the structure.
         grid: voxels per axis of `coords`.
     """
 
@@ -47,20 +50,27 @@ Watch = Callable[[Estimate], None]
 """Is shown the estimate after every step of a sampler; must not change it."""
 
 
-def sampler_params(settings: GenerationSettings, stage: str, family_defaults: Mapping[str, Any] | None = None) -> SamplerParams:
-    """How to sample `stage` ("structure", "shape" or "texture").
+def sampler_values(settings: GenerationSettings, stage: str, recommended: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The settings that sample `stage` ("structure", "shape" or "texture"), by name: each as it is used.
 
-    `family_defaults` are the sampler `params` of a family's pipeline.json; they stand in for settings that the user did not
-    give, as in the original program (spec A 6).
+    `recommended` are the sampler `params` of a family's pipeline.json; they stand in for settings that the user did not give,
+    as in the original program (spec A 6).
     """
-    values: dict[str, Any] = {}
+    used: dict[str, Any] = {}
     for key, endings in SAMPLER_FIELDS.items():
         names = [f"{STAGE_PREFIX[stage]}_{ending}" for ending in endings]
-        own = tuple(getattr(settings, name) for name in names)
-        values[key] = own if len(own) > 1 else own[0]
-        if family_defaults and key in family_defaults and not settings.model_fields_set.intersection(names):
-            values[key] = family_defaults[key]
-    values["guidance_interval"] = tuple(values["guidance_interval"])
+        values = [getattr(settings, name) for name in names]
+        if recommended and key in recommended and not settings.model_fields_set.intersection(names):
+            values = list(recommended[key]) if len(names) > 1 else [recommended[key]]
+        used |= zip(names, values, strict=True)
+    return used
+
+
+def sampler_params(settings: GenerationSettings, stage: str, recommended: Mapping[str, Any] | None = None) -> SamplerParams:
+    """How to sample `stage`; see `sampler_values`."""
+    used = sampler_values(settings, stage, recommended)
+    groups = {key: [used[f"{STAGE_PREFIX[stage]}_{end}"] for end in ends] for key, ends in SAMPLER_FIELDS.items()}
+    values = {key: tuple(group) if len(group) > 1 else group[0] for key, group in groups.items()}
     return SamplerParams(**values, step_caching=settings.step_caching)
 
 
@@ -104,7 +114,7 @@ class LatentSampling:
     condition: Condition
     settings: GenerationSettings
     stage: str
-    generator: torch.Generator
+    noise: Sequence[torch.Generator]
     watch: Watch | None
 
     def sample(self, scale: int, coords: Tensor, grid: int, ctx: RunContext, known: Tensor | None = None) -> Tensor:
@@ -113,24 +123,60 @@ class LatentSampling:
         `known` is a latent [N, C'] on the same rows that the network sees beside the noisy one.
         """
         tokens = tokens_of(self.condition, scale)
-        samples = int(coords[-1, 0]) + 1
-        tokens = tokens.expand(samples, -1, -1).to(ctx.device)
-        kind = {"shape": "shape", "texture": "tex"}[self.stage]
-        sampler, rows = self.family.samplers[self.stage], coords.to(ctx.device)
+        items = [rows_of(coords, index) for index in range(len(self.noise))]
+        sampler = self.family.samplers[self.stage]
         params = sampler_params(self.settings, self.stage, sampler.params)
-        beside = None if known is None else known.to(ctx.device)
-        with self.family.network(f"{kind}_slat_flow_model_{scale}", ctx.part(0, LOADED), len(coords)) as flow:
+        times = flow_schedule(params.steps, params.rescale_t)
+        role, most = f"{_KIND[self.stage]}_slat_flow_model_{scale}", max(len(one) for one, _ in items)
+        with self.family.network(role, ctx.part(0, LOADED), most) as flow, use_attention(ctx.attention):
             width = flow.params.in_channels - (0 if known is None else known.shape[1])
-            noise = torch.randn(len(coords), width, generator=self.generator)
 
-            def walk(ctx: RunContext) -> Tensor:
-                ready = prepare_slat(flow, rows, tokens, flow_schedule(params.steps, params.rescale_t), beside, ctx)
-                on_step = self.watch and (lambda i, x, x0: self._show(i + 1, params.steps, x0, rows, grid))
-                return denoise(ready, noise, params, sampler.sigma_min, ctx, on_step, rows[:, 0].long()).cpu()
+            def walk(ctx: RunContext, index: int) -> Tensor:
+                one, rows = items[index]
+                one = one.to(ctx.device)
+                cond = tokens[index % len(tokens)][None].to(ctx.device)
+                beside = None if known is None else known[rows].to(ctx.device)
+                start = torch.randn(len(one), width, generator=self.noise[index])
+                on_step = self.watch and (lambda i, x, x0: self._show(i + 1, params.steps, x0, one, grid))
 
-            with use_attention(ctx.attention):
-                return recovering(ctx.part(LOADED, 1.0), walk)
+                def go(ctx: RunContext) -> Tensor:
+                    ready = prepare_slat(flow, one, cond, times, beside, ctx)
+                    return denoise(ready, start, params, sampler.sigma_min, ctx, on_step, one[:, 0].long()).cpu()
+
+                return recovering(ctx, go)
+
+            return torch.cat([walk(part, index) for index, part in enumerate(ctx.part(LOADED, 1.0).split(len(items)))])
 
     def _show(self, step: int, steps: int, estimate: Tensor, coords: Tensor, grid: int) -> None:
         norm = self.family.shape_norm if self.stage == "shape" else self.family.texture_norm
         self.watch(Estimate(self.stage, step, steps, norm.undo(estimate), coords, grid))
+
+
+def rows_of(coords: Tensor, index: int) -> tuple[Tensor, Tensor]:
+    """One object of a batch alone: its coords int32 [M, 4] as sample 0, and bool [N], which rows of all are its own."""
+    rows = coords[:, 0] == index
+    one = coords[rows].clone()
+    one[:, 0] = 0
+    return one, rows
+
+
+def numbered(items: Sequence[Tensor]) -> Tensor:
+    """Coords [M, 4] of single objects as those of a batch [N, 4], on the CPU."""
+    batch = [item.clone() for item in items]
+    for index, one in enumerate(batch):
+        one[:, 0] = index
+    return torch.cat(batch).contiguous()
+
+
+def made_with(family: Family, settings: GenerationSettings, stage: str, scale: int | None = None) -> dict[str, Any]:
+    """What a stage is sampled with, every value as it is used: weights, sampler settings, LoRAs.
+
+    Args:
+        scale: of the network that makes the stage's result; None for the structure.
+    """
+    role = "sparse_structure_flow_model" if scale is None else f"{_KIND[stage]}_slat_flow_model_{scale}"
+    loras = [f"{use.name} at {use.strength:g}" for use in family.loras.get(role, ()) if use.strength]
+    used = {"weights": family.name, **sampler_values(settings, stage, family.samplers[stage].params)}
+    used |= {"precision": family.networks[role].precision} if family.networks[role].precision else {}
+    used |= {"step_caching": settings.step_caching} if settings.step_caching else {}
+    return used | ({f"{stage}_loras": loras} if loras else {})

@@ -212,6 +212,11 @@ class GenerationSettings(BaseModel):
         description="Largest file, in megabytes: texture format, quality, size, then vertices give way. 0: no limit.",
     )  # fmt: skip
 
+    def over(self, other: GenerationSettings) -> GenerationSettings:
+        """These settings where they were given, else those that `other` was given."""
+        given = {n: getattr(layer, n) for layer in (other, self) for n in layer.model_fields_set}
+        return GenerationSettings(**given)
+
 
 SOURCE_FIELDS = ("image_url", "image_urls", "mesh_url")
 """Fields that name what is worked on."""
@@ -224,6 +229,17 @@ FINISH_FIELDS = (
 """Fields about the finished file."""
 LOCAL_FIELDS = ("cascade", "max_num_tokens", "step_caching", "rasterizer", *FINISH_FIELDS)
 """Fields that no endpoint has: ours alone."""
+
+ROUTE_FIELDS = ("resolution", "cascade", "max_num_tokens", "step_caching")
+SURFACE_FIELDS = ("decimation_target", "faces", *(name for name in MESH_FIELDS if name.startswith("remesh")))
+FILE_FIELDS = (
+    "image_format", "image_quality", "compression", "pivot", "size_meters", "up_axis", "lods", "max_file_mb",
+)  # fmt: skip
+_ELSEWHERE = ("seed", *SOURCE_FIELDS, *LORA_FIELDS, *ROUTE_FIELDS, *SURFACE_FIELDS, *FILE_FIELDS)
+TEXTURE_FIELDS = tuple(
+    name for name in GenerationSettings.model_fields if not name.startswith((*_ELSEWHERE, *STAGE_PREFIX.values()))
+)
+"""Who looks at what: the way to the latents, the surface, the finished file, and everything about charts and textures."""
 
 
 def resolve_seed(seed: int | None) -> int:

@@ -61,8 +61,9 @@ def load_stage(path: str | os.PathLike[str]) -> Stage:
     try:
         notes = json.loads(text)
         kind = STAGES[notes["stage"]]
-        numbers = {f.name: int(notes[f.name]) for f in fields(kind) if f.name not in tensors}
-        value = kind(**tensors, **numbers)
+        used = dict(notes.get("made_with", {}))  # files of version 0.1 have none
+        numbers = {f.name: int(notes[f.name]) for f in fields(kind) if f.name not in (*tensors, "made_with")}
+        value = kind(**tensors, **numbers, made_with=used)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} lacks a part of a stage: {type(error).__name__} {error}.") from error
     _check(value, path)

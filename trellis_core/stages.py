@@ -2,14 +2,16 @@
 
     condition -> sample_structure -> sample_shape -> sample_texture -> decode -> make_asset
 
-Noise is float32, drawn on the CPU from one generator that is seeded once; its state travels with the values, so a stage's
-result depends on its inputs alone. Every stage reads one network at a time and lets go of it.
+Noise is float32, drawn on the CPU from one stream for each object (see `noise`); its state travels with the values, so a
+stage's result depends on its inputs alone. Objects of a batch go through a network one after another: each comes out as it
+would alone, to the bit, and takes no more memory. Every stage reads one network at a time and lets go of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,9 +27,10 @@ from .flow.sampler import flow_schedule
 from .image.dino import image_to_pixels
 from .image.preprocess import Matte, preprocess
 from .memory.plan import recovering
+from .noise import item_seed, state_of, streams, streams_at
 from .ovoxel.dual_grid import dual_grid_to_mesh
 from .preflight import check_run
-from .sampling import LOADED, Estimate, LatentSampling, Watch, denoise, sampler_params, tokens_of
+from .sampling import LOADED, Estimate, LatentSampling, Watch, denoise, made_with, numbered, rows_of, sampler_params, tokens_of
 from .settings import LORA_FIELDS, GenerationSettings, resolve_seed
 from .sparse.libraries import use_convolution
 from .sparse.resample import quantize_coords
@@ -71,17 +74,21 @@ def condition(
         route = family.route(settings.resolution, settings.cascade)
         scales = sorted({STRUCTURE_SCALE, route.start, route.model})
     by_size: dict[int, Tensor] = {}
-    pixels_seen = len(squares) * max(family.scales[key].image_size for key in scales) ** 2
+    pixels_seen = max(family.scales[key].image_size for key in scales) ** 2
     with family.network(IMAGE_ROLE, ctx.part(0.0, 0.5), pixels_seen) as encoder:
         for key in scales:
             size = family.scales[key].image_size
             if size not in by_size:
                 ctx.report(0.5 + 0.25 * len(by_size))
-                pixels = torch.stack([image_to_pixels(square, size) for square in squares])
-                by_size[size] = recovering(ctx, lambda c: encoder(pixels.to(c.device)).float().cpu())  # noqa: B023
+                by_size[size] = torch.cat([_encoded(encoder, image_to_pixels(square, size), ctx) for square in squares])
     ctx.report(1.0)
     tokens = {key: by_size[family.scales[key].image_size] for key in scales}
     return Condition(tokens, tuple(torch.from_numpy(np.array(square)) for square in squares))
+
+
+def _encoded(encoder: torch.nn.Module, pixels: Tensor, ctx: RunContext) -> Tensor:
+    """Tokens [1, L, C] of one picture [3, S, S]."""
+    return recovering(ctx, lambda c: encoder(pixels[None].to(c.device)).float().cpu())
 
 
 @torch.no_grad()
@@ -108,28 +115,31 @@ def sample_structure(
     route = family.route(settings.resolution, settings.cascade)
     tokens = tokens_of(condition, STRUCTURE_SCALE)
     samples = len(tokens) if len(tokens) > 1 else samples
-    tokens = tokens.expand(samples, -1, -1).to(ctx.device)
-    generator = torch.Generator().manual_seed(resolve_seed(settings.seed if seed is None else seed))
+    seed = resolve_seed(settings.seed if seed is None else seed)
+    noise = streams(seed, samples)
     sampler = family.samplers["structure"]
     params = sampler_params(settings, "structure", sampler.params)
     role = "sparse_structure_flow_model"
     side = family.networks[role].args["resolution"]
-    with family.network(role, ctx.part(0.0, LOADED), samples * side**3) as flow:
-        noise = torch.randn(samples, flow.params.in_channels, side, side, side, generator=generator)
+    on_step = watch and (lambda i, x, x0: watch(Estimate("structure", i + 1, params.steps, x0)))
+    with family.network(role, ctx.part(0.0, LOADED), side**3) as flow, use_attention(ctx.attention):
 
-        def walk(ctx: RunContext) -> Tensor:
-            ready = prepare_structure(flow, tokens, flow_schedule(params.steps, params.rescale_t), ctx)
-            on_step = watch and (lambda i, x, x0: watch(Estimate("structure", i + 1, params.steps, x0)))
-            return denoise(ready, noise, params, sampler.sigma_min, ctx, on_step)
+        def walk(ctx: RunContext, index: int) -> Tensor:
+            cond = tokens[index % len(tokens)][None].to(ctx.device)
+            start = torch.randn(1, flow.params.in_channels, side, side, side, generator=noise[index])
+            times = flow_schedule(params.steps, params.rescale_t)
+            return recovering(
+                ctx, lambda c: denoise(prepare_structure(flow, cond, times, c), start, params, sampler.sigma_min, c, on_step)
+            )
 
-        with use_attention(ctx.attention):
-            z = recovering(ctx.part(LOADED, 0.9), walk)
-    with family.network("sparse_structure_decoder", ctx.part(0.9, 0.95), samples * side**3) as decoder:
-        grid = family.scales[route.start].structure_grid
-        coords = recovering(ctx, lambda _: active_voxels(decoder(z), grid)).cpu().contiguous()
+        latents = [walk(part, index) for index, part in enumerate(ctx.part(LOADED, 0.9).split(samples))]
+    grid = family.scales[route.start].structure_grid
+    with family.network("sparse_structure_decoder", ctx.part(0.9, 0.95), side**3) as decoder:
+        found = [recovering(ctx, lambda _: active_voxels(decoder(z), grid)).cpu() for z in latents]  # noqa: B023
+    coords = numbered(found)
     _refuse_empty(coords, samples, "The structure")
     ctx.report(1.0)
-    return Structure(coords, grid, samples, generator.get_state())
+    return Structure(coords, grid, samples, state_of(noise), made_with(family, settings, "structure") | {"seed": seed})
 
 
 @torch.no_grad()
@@ -154,10 +164,9 @@ def sample_shape(
             f"The structure was sampled on a grid of {structure.grid}, resolution {settings.resolution} starts from one "
             f"of {expected}: sample the structure again with these settings."
         )
-    generator = torch.Generator()
-    generator.set_state(structure.rng)
+    noise = streams_at(structure.rng, structure.samples)
     coords, resolution, start = structure.coords, family.scales[route.target].output, 0.0
-    seen = LatentSampling(family, condition, settings, "shape", generator, watch)
+    seen = LatentSampling(family, condition, settings, "shape", noise, watch)
     if route.low:
         start = 0.3
         low = seen.sample(route.low, coords, expected, ctx.part(0, 0.2))
@@ -166,7 +175,9 @@ def sample_shape(
         _refuse_empty(coords, structure.samples, "The shape")
     feats = seen.sample(route.model, coords, resolution // family.upscale, ctx.part(start, 1.0))
     feats = family.shape_norm.undo(feats)
-    return Shape(coords, feats, resolution, structure.samples, generator.get_state())
+    used = {**structure.made_with, **made_with(family, settings, "shape", route.model)}
+    used |= {name: getattr(settings, name) for name in ("resolution", "cascade", "max_num_tokens")}
+    return Shape(coords, feats, resolution, structure.samples, state_of(noise), used)
 
 
 def refine_coords(
@@ -176,17 +187,17 @@ def refine_coords(
 
     Args:
         fine: int32 [M, 4] voxels of the decoded `low` scale.
-        resolution: wanted output; lowered step by step, never below that of the scale `model`, until fewer than
-            `max_num_tokens` latent voxels are left.
+        resolution: wanted output; lowered step by step, never below that of the scale `model`, until every object has fewer
+            than `max_num_tokens` latent voxels.
 
     Returns:
-        int32 [N, 4] lexicographic, and the resolution.
+        int32 [N, 4] lexicographic, and the resolution, which all objects of a batch share.
     """
     grid = family.scales[low].output
     floor, step = family.scales[model].output, grid // 4
     while True:
         coords = quantize_coords(fine, grid, resolution // family.upscale)
-        if len(coords) < max_num_tokens or resolution <= floor:
+        if int(coords[:, 0].bincount().max()) < max_num_tokens or resolution <= floor:
             return coords, resolution
         resolution = max(resolution - step, floor)
 
@@ -203,12 +214,11 @@ def sample_texture(
 ) -> Texture:
     """Paint the shape: a latent of colour and material on the shape's voxels."""
     scale = texture_route(family, shape).model
-    generator = torch.Generator()
-    generator.set_state(shape.rng)
+    noise = streams_at(shape.rng, shape.samples)
     known = family.shape_norm.apply(shape.feats)
-    seen = LatentSampling(family, condition, settings, "texture", generator, watch)
+    seen = LatentSampling(family, condition, settings, "texture", noise, watch)
     feats = seen.sample(scale, shape.coords, shape.resolution // family.upscale, ctx, known)
-    return Texture(family.texture_norm.undo(feats))
+    return Texture(family.texture_norm.undo(feats), made_with(family, settings, "texture", scale))
 
 
 def texture_route(family: Family, shape: Shape) -> Route:
@@ -228,29 +238,40 @@ def decode(
     Raises:
         EmptyResultError: a sample has no surface.
     """
-    coords = shape.coords.to(ctx.device)
-    with use_convolution(ctx.convolution), family.network("shape_slat_decoder", ctx.part(0.0, 0.1), len(coords)) as decoder:
-        decoding = recovering(ctx.part(0.1, 0.45), lambda c: decoder(shape.feats.to(c.device), coords, ctx=c))
-        heads = [head.cpu() for head in dual_grid_heads(decoding.raw, decoder.params.voxel_margin)]
-    guides, voxels, attrs = decoding.subdivisions, decoding.coords.cpu(), None
-    del decoding  # on the device the rest of it would lie beside the painting
+    items = [rows_of(shape.coords, index) for index in range(shape.samples)]
+    most = max(len(coords) for coords, _ in items)
+    surfaces, guides, attrs = [], [], []
+    with use_convolution(ctx.convolution), family.network("shape_slat_decoder", ctx.part(0.0, 0.1), most) as decoder:
+        for (coords, rows), part in zip(items, ctx.part(0.1, 0.45).split(shape.samples), strict=True):
+            latent = shape.feats[rows].to(ctx.device), coords.to(ctx.device)
+            decoding = recovering(part, lambda c: decoder(*latent, ctx=c))  # noqa: B023
+            heads = [head.cpu() for head in dual_grid_heads(decoding.raw, decoder.params.voxel_margin)]
+            surfaces.append((decoding.coords[:, 1:].cpu().contiguous(), heads))
+            guides.append(decoding.subdivisions)
+            del decoding  # on the device the rest of it would lie beside the painting
     if texture is not None:
-        with use_convolution(ctx.convolution), family.network("tex_slat_decoder", ctx.part(0.45, 0.55), len(coords)) as decoder:
-            feats = texture.feats.to(ctx.device)
-            raw, _ = recovering(ctx.part(0.55, 0.9), lambda c: decoder(feats, coords, guides, ctx=c))
-        attrs = 0.5 * raw.float().cpu() + 0.5
+        with use_convolution(ctx.convolution), family.network("tex_slat_decoder", ctx.part(0.45, 0.55), most) as decoder:
+            parts = ctx.part(0.55, 0.9).split(shape.samples)
+            for (coords, rows), guide, part in zip(items, guides, parts, strict=True):
+                latent = texture.feats[rows].to(ctx.device), coords.to(ctx.device), guide
+                raw, _ = recovering(part, lambda c: decoder(*latent, ctx=c))  # noqa: B023
+                attrs.append(0.5 * raw.float().cpu() + 0.5)
     pairs = []
-    for index in range(shape.samples):
+    for index, (voxels, heads) in enumerate(surfaces):
         ctx.report(0.9 + 0.1 * index / shape.samples)
-        rows = voxels[:, 0] == index
-        vertices, intersected, split_weight = (head[rows] for head in heads)
-        mesh = dual_grid_to_mesh(voxels[rows, 1:], vertices, intersected, split_weight, shape.resolution)
+        used = _of_item(shape.made_with, index)
+        mesh = replace(dual_grid_to_mesh(voxels, *heads, shape.resolution), made_with=used)
         if not len(mesh.faces):
             raise EmptyResultError(f"{_which(index, shape.samples, 'The shape')} has no surface. Try another seed.")
-        paint = None if attrs is None else PbrVoxels(voxels[rows, 1:].contiguous(), attrs[rows], shape.resolution)
-        pairs.append((mesh, paint))
+        painted = texture and PbrVoxels(voxels, attrs[index], shape.resolution, {**used, **texture.made_with})
+        pairs.append((mesh, painted))
     ctx.report(1.0)
     return pairs
+
+
+def _of_item(used: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """What object `index` of a batch was made with: the seed is the one that makes it alone."""
+    return {**used, "seed": item_seed(used["seed"], index)} if "seed" in used else dict(used)
 
 
 def make_asset(
@@ -267,11 +288,10 @@ def make_asset(
 
     if not 0 <= index < shape.samples:
         raise InputError(f"There are {shape.samples} samples, numbered from 0; there is no sample {index}.")
-    rows = shape.coords[:, 0] == index
-    one = shape.coords[rows].clone()
-    one[:, 0] = 0
-    alone = Shape(one, shape.feats[rows], shape.resolution, 1, shape.rng)
-    ((mesh, voxels),) = decode(family, alone, Texture(texture.feats[rows]), ctx=ctx.part(0.0, 0.4, "decode"))
+    coords, rows = rows_of(shape.coords, index)
+    alone = Shape(coords, shape.feats[rows], shape.resolution, 1, shape.rng, _of_item(shape.made_with, index))
+    painted = Texture(texture.feats[rows], texture.made_with)
+    ((mesh, voxels),) = decode(family, alone, painted, ctx=ctx.part(0.0, 0.4, "decode"))
     return finish(mesh, voxels, settings, ctx=ctx.part(0.4, 1.0))
 
 
@@ -318,8 +338,7 @@ def generate_all(
         One asset for each picture, or `samples` assets of a single one.
     """
     pictures = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
-    samples = max(samples, len(pictures))
-    settings, ctx = check_run(family, settings, ctx, samples)
+    settings, ctx = check_run(family, settings, ctx)
     if not family.loras and any(getattr(settings, name) for name in LORA_FIELDS):
         from .lora.source import loras_of
         from .lora.stack import place
@@ -344,10 +363,15 @@ def _finished(pairs: Sequence[tuple[Mesh, PbrVoxels]], settings: GenerationSetti
 
 
 def _upsample(family: Family, feats: Tensor, coords: Tensor, ctx: RunContext) -> Tensor:
-    with use_convolution(ctx.convolution), family.network("shape_slat_decoder", ctx.part(0.0, 0.3), len(coords)) as decoder:
+    items = [rows_of(coords, index) for index in range(int(coords[-1, 0]) + 1)]
+    most = max(len(one) for one, _ in items)
+    fine = []
+    with use_convolution(ctx.convolution), family.network("shape_slat_decoder", ctx.part(0.0, 0.3), most) as decoder:
         levels = len(decoder.params.num_blocks) - 1
-        feats, coords = feats.to(ctx.device), coords.to(ctx.device)
-        return recovering(ctx.part(0.3, 1.0), lambda c: decoder.upsample(feats, coords, levels, ctx=c)).cpu()
+        for (one, rows), part in zip(items, ctx.part(0.3, 1.0).split(len(items)), strict=True):
+            latent = feats[rows].to(ctx.device), one.to(ctx.device)
+            fine.append(recovering(part, lambda c: decoder.upsample(*latent, levels, ctx=c)).cpu())  # noqa: B023
+    return numbered(fine)
 
 
 def _refuse_empty(coords: Tensor, samples: int, what: str) -> None:

@@ -3,11 +3,15 @@
 Object space is the cube [-0.5, 0.5]^3, z up. Voxel (x, y, z) of a grid of resolution R covers
 [x/R - 0.5, (x+1)/R - 0.5) per axis. Sparse coordinates are int32 rows (sample, x, y, z) in
 lexicographic order, the rows of one sample contiguous (spec A notation, B 0).
+
+`made_with` travels along: every setting that a value was made with, by its name in `GenerationSettings`, as used.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -32,13 +36,14 @@ class Structure:
     Attributes:
         coords: int32 [N, 4] on grid^3.
         samples: how many objects; each has at least one voxel.
-        rng: uint8, the state of the noise generator after this stage's draws, so that the next stage goes on from it.
+        rng: uint8 [B, S], where each object's stream of noise stands after this stage, so that the next one goes on from it.
     """
 
     coords: Tensor
     grid: int
     samples: int
     rng: Tensor
+    made_with: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class Shape:
     resolution: int
     samples: int
     rng: Tensor
+    made_with: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ class Texture:
     """Texture latent (denormalised, float32 [N, C]), row for row on the coords of its shape."""
 
     feats: Tensor
+    made_with: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ class Mesh:
 
     vertices: Tensor
     faces: Tensor
+    made_with: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,3 +94,4 @@ class PbrVoxels:
     coords: Tensor
     attrs: Tensor
     resolution: int
+    made_with: Mapping[str, Any] = field(default_factory=dict)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -26,8 +26,9 @@ from ..mesh.clean import check_mesh, clean, tidy
 from ..mesh.decimate import TOLERANCE, decimate
 from ..mesh.remesh import solid_remesh
 from ..mesh.topology import Array
+from ..settings import FILE_FIELDS, SURFACE_FIELDS, TEXTURE_FIELDS
 from ..values import Mesh, PbrVoxels
-from .report import AssetReport, stretch
+from .report import EXTRAS, AssetReport, stretch
 from .size_limit import Fitted, fit
 from .textured_surface import Detail, Skin, Step, make_skin
 
@@ -105,7 +106,7 @@ def make_asset(
             outer wall, see `solid_remesh`), `remesh_band` and the `FINISH_FIELDS` are used; `remesh_project` means nothing to
             that method.
         ctx: told the progress; a cancel takes effect within a second.
-        extras: written into the file's `asset.extras`.
+        extras: written into the file's `asset.extras`, beside what everything was made with (see `report.EXTRAS`).
         refined: the mesh comes from `refine_mesh`: unwrap and bake it as it is.
         detail: what a refined mesh was refined from: normal map and occlusion are baked from it.
 
@@ -114,6 +115,9 @@ def make_asset(
         EmptyResultError: the mesh has no surface, or there is no voxel.
         OutOfBudgetError: the memory that a step would take is not there.
     """
+    looked_at = (*(() if refined else SURFACE_FIELDS), *TEXTURE_FIELDS, *FILE_FIELDS)
+    used = {**voxels.made_with, **mesh.made_with, **_values(settings, looked_at)}
+    extras = {**(extras or {}), EXTRAS: used}
     voxels = _check_voxels(voxels)
     surface = check_mesh(*_arrays(mesh))
     clock = _Clock(ctx)
@@ -165,10 +169,10 @@ def make_asset(
         with clock.step("write", 0.9, 1.0):
             fitted = Fitted(glb_bytes([skin.part for skin in skins], packing, extras), packing, "")
     ctx.report(1.0)
-    return _asset(skins, fitted, clock.seconds)
+    return _asset(skins, fitted, clock.seconds, used)
 
 
-def _asset(skins: tuple[Skin, ...], fitted: Fitted, seconds: Mapping[str, float]) -> Asset:
+def _asset(skins: tuple[Skin, ...], fitted: Fitted, seconds: Mapping[str, float], used: Mapping[str, Any]) -> Asset:
     skin, part = skins[0], skins[0].part
     covered = len(skin.flat.texels.number)
     report = AssetReport(
@@ -186,6 +190,7 @@ def _asset(skins: tuple[Skin, ...], fitted: Fitted, seconds: Mapping[str, float]
         file_bytes=len(fitted.data),
         note=fitted.note,
         seconds=seconds,
+        made_with=used,
     )
 
     def tensor(array: Array | None) -> Tensor | None:
@@ -217,7 +222,13 @@ def refine_mesh(mesh: Mesh, settings: GenerationSettings, resolution: int, ctx: 
     whole = ctx.part(0.0, 1 / 0.45)  # these steps are the first 45 % of making an asset
     _, (vertices, faces) = _refine(*surface, resolution, settings, _Clock(whole))
     ctx.report(1.0)
-    return _mesh(np.ascontiguousarray(vertices), np.ascontiguousarray(faces))
+    refined = _mesh(np.ascontiguousarray(vertices), np.ascontiguousarray(faces))
+    return replace(refined, made_with={**mesh.made_with, **_values(settings, SURFACE_FIELDS)})
+
+
+def _values(settings: GenerationSettings, names: Sequence[str]) -> dict[str, Any]:
+    """Settings as they are used: a number of triangles stands in for one of vertices."""
+    return {name: getattr(settings, name) for name in names if name != ("decimation_target" if settings.faces else "faces")}
 
 
 def _refine(

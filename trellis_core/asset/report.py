@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
 from ..mesh.topology import Array, Edges, blocks, edges, face_components, manifold_pairs, same_direction, stable_order
+from ..settings import FILE_FIELDS, STAGE_PREFIX, SURFACE_FIELDS, TEXTURE_FIELDS
 
+_FINISH = frozenset((*SURFACE_FIELDS, *TEXTURE_FIELDS, *FILE_FIELDS))
 TEXTURE_SIZES = (1024, 2048, 4096, 8192)
+EXTRAS = "trellis_core"
+"""Key of a GLB's `asset.extras` that holds `made_with`."""
 _FEW_TEXELS = 4
 """Texels of the median triangle below which colours are averages over triangles."""
 
@@ -34,6 +39,7 @@ class AssetReport:
         file_bytes: of the GLB.
         note: what gave way for a limit of the file's size, or nothing.
         seconds: time spent in each step.
+        made_with: every setting by its name with the value that was used, and weights, seed and LoRAs where they are known.
     """
 
     vertices: int
@@ -58,6 +64,7 @@ class AssetReport:
     file_bytes: int
     note: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
+    made_with: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """All fields as a JSON object, and `warnings`."""
@@ -81,7 +88,17 @@ class AssetReport:
         ]
         if len(self.level_faces) > 1:
             lines.insert(-1, "Levels   " + ", ".join(f"{faces:,}" for faces in self.level_faces) + " faces")
-        return "\n".join(lines + [f"Note     {warning}" for warning in self.warnings()])
+        return "\n".join(lines + [f"Note     {warning}" for warning in self.warnings()] + self._used())
+
+    def _used(self) -> list[str]:
+        """What it was made with: a line for each sampler, one for what comes before and one for what comes after."""
+        groups: dict[str, list[str]] = {"Made    ": []}
+        for name, value in self.made_with.items():
+            stage = next((stage for stage, prefix in STAGE_PREFIX.items() if name.startswith(f"{prefix}_")), None)
+            key = f"{stage.capitalize():8}" if stage else "Finish  " if name in _FINISH else "Made    "
+            short = name.removeprefix(f"{STAGE_PREFIX[stage]}_") if stage else name
+            groups.setdefault(key, []).append(f"{short} {_shown(value)}")
+        return [f"{key} {', '.join(texts)}" for key, texts in groups.items() if texts]
 
     def warnings(self) -> list[str]:
         """What is likely to be seen as a fault, and what to do about it; and what was changed unasked."""
@@ -181,6 +198,12 @@ def _quantiles(values: Array, weight: Array, *shares: float) -> list[float]:
 
 def _count(number: int, word: str) -> str:
     return f"{number:,} {word}" + ("" if number == 1 else "s")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else " + ".join(value) if isinstance(value, list) else str(value)
 
 
 def _short(number: int) -> str:

@@ -22,10 +22,11 @@ ROWS = 128
 
 @dataclass(frozen=True)
 class Use:
-    """An adapter and how strongly it acts: 0 not at all, 1 as trained, negative the other way."""
+    """An adapter, how strongly it acts (0 not at all, 1 as trained, negative the other way), and what its file is called."""
 
     adapter: Adapter
     strength: float
+    name: str = ""
 
 
 Weighted = list[tuple[Delta, float]]

@@ -63,7 +63,7 @@ def place(family: Family, loras: Sequence[Lora], route: Route, measured: bool = 
             roles, warnings = _roles(family, lora, origin, route)
             fitted, skipped = _fitted(family.networks[roles[0]], adapter, lora)
             for role in roles:
-                uses.setdefault(role, []).append(Use(fitted, float(lora.strength)))
+                uses.setdefault(role, []).append(Use(fitted, float(lora.strength), _name(lora.path)))
             share = mean_share(family.networks[roles[0]], fitted) if measured else None
             applied = tuple(fitted.deltas)
             reports.append(

@@ -78,13 +78,12 @@ def with_budget(ctx: RunContext, family: Family) -> RunContext:
     return replace(ctx, memory_budget=torch.cuda.mem_get_info(ctx.device)[0])
 
 
-def plan_run(
-    family: Family, settings: GenerationSettings, ctx: RunContext, samples: int = 1, tokens: int | None = None
-) -> Plan:
+def plan_run(family: Family, settings: GenerationSettings, ctx: RunContext, tokens: int | None = None) -> Plan:
     """Choose how to run within the context's memory budget; the mesh work after the networks is planned by itself.
 
+    Objects of a batch go through the networks one after another, so one object is planned for.
+
     Args:
-        samples: objects at once.
         tokens: latent voxels of one object at the final resolution if they are known; else those of a usual object.
 
     Raises:
@@ -92,16 +91,16 @@ def plan_run(
     """
     route = family.route(settings.resolution, settings.cascade)
     for frugal in (ctx.frugal, True):
-        plan = _plan(family, settings, route, replace(ctx, frugal=frugal), samples, tokens)
+        plan = _plan(family, settings, route, replace(ctx, frugal=frugal), tokens)
         if ctx.memory_budget is None or plan.peak <= ctx.memory_budget:
             return plan
     if route.low and tokens is None:  # a cascade lowers its resolution to obey a limit of tokens
         limits = list(_limits_below(settings.max_num_tokens))
         fewer = lambda n: settings.model_copy(update={"max_num_tokens": n})  # noqa: E731
-        plans = lru_cache(lambda n: _plan(family, fewer(n), route, plan.ctx, samples, None))
+        plans = lru_cache(lambda n: _plan(family, fewer(n), route, plan.ctx, None))
         if limits and plans(limits[-1]).peak <= ctx.memory_budget:
             return plans(limits[bisect_left(limits, True, key=lambda n: plans(n).peak <= ctx.memory_budget)])
-    raise OutOfBudgetError(_refusal(family, settings, plan, samples))
+    raise OutOfBudgetError(_refusal(family, settings, plan))
 
 
 def _limits_below(limit: int) -> Iterator[int]:
@@ -110,27 +109,25 @@ def _limits_below(limit: int) -> Iterator[int]:
         yield limit
 
 
-def _plan(
-    family: Family, settings: GenerationSettings, route: Route, ctx: RunContext, samples: int, tokens: int | None
-) -> Plan:
+def _plan(family: Family, settings: GenerationSettings, route: Route, ctx: RunContext, tokens: int | None) -> Plan:
     start, target = family.scales[route.start], family.scales[route.target]
-    coarse = round(TOKENS_PER_CELL * start.structure_grid**2) * samples
+    coarse = round(TOKENS_PER_CELL * start.structure_grid**2)
     fine = tokens or round(TOKENS_PER_CELL * target.structure_grid**2)
-    fine = (min(fine, settings.max_num_tokens) if route.low else fine) * samples
+    fine = min(fine, settings.max_num_tokens) if route.low else fine
     steps = []
     for role in family.roles(route):
         rows, scale = fine, route.model
         if role == IMAGE_ROLE:
-            rows = samples * max(family.scales[key].image_size for key in (512, route.start, route.model)) ** 2
+            rows = max(family.scales[key].image_size for key in (512, route.start, route.model)) ** 2
         elif role.startswith("sparse_structure"):
-            rows, scale = samples * family.networks["sparse_structure_flow_model"].args["resolution"] ** 3, 512
+            rows, scale = family.networks["sparse_structure_flow_model"].args["resolution"] ** 3, 512
         elif role == f"shape_slat_flow_model_{route.low}":
             rows, scale = coarse, route.low
-        steps.append(_step(family, role, rows, scale, ctx, samples))
+        steps.append(_step(family, role, rows, scale, ctx))
     return Plan(tuple(steps), ctx, settings)
 
 
-def _step(family: Family, role: str, rows: int, scale: int, ctx: RunContext, samples: int) -> Step:
+def _step(family: Family, role: str, rows: int, scale: int, ctx: RunContext) -> Step:
     network, uses = family.networks[role], family.loras.get(role, ())
     params, dtype, weights = _facts(network, ctx.device, ctx.dtype)
     encoder = _facts(family.networks[IMAGE_ROLE], ctx.device, ctx.dtype)[0]
@@ -138,7 +135,7 @@ def _step(family: Family, role: str, rows: int, scale: int, ctx: RunContext, sam
     beside = bool(uses) and (dtype != torch.float32 or network.precision is not None)  # else they are merged
     loras = sum(map(_numbers, uses)) * dtype.itemsize if beside else 0
     work = activation_bytes(
-        params, rows, dtype, ctx.frugal, works_on(ctx.device), device_type=ctx.device.type, samples=samples, context=context,
+        params, rows, dtype, ctx.frugal, works_on(ctx.device), device_type=ctx.device.type, context=context,
         precision=network.precision, loras=beside,
     )  # fmt: skip
     return Step(role, rows, weights + loras, work)
@@ -157,7 +154,7 @@ def _facts(network: NetworkFile, device: torch.device, dtype: torch.dtype | None
     return model.params, getattr(model, "dtype", torch.float32), size
 
 
-def _refusal(family: Family, settings: GenerationSettings, plan: Plan, samples: int) -> str:
+def _refusal(family: Family, settings: GenerationSettings, plan: Plan) -> str:
     worst, budget = max(plan.steps, key=lambda step: step.total), plan.ctx.memory_budget
     text = (
         f"Resolution {settings.resolution} takes {_said(plan.peak)} when saving memory, the budget is "
@@ -166,10 +163,8 @@ def _refusal(family: Family, settings: GenerationSettings, plan: Plan, samples: 
     )
     for resolution in sorted((r for r in family.resolutions if r < settings.resolution), reverse=True):
         smaller = settings.model_copy(update={"resolution": resolution})
-        if _plan(family, smaller, family.route(resolution), plan.ctx, samples, None).peak <= budget:
+        if _plan(family, smaller, family.route(resolution), plan.ctx, None).peak <= budget:
             return f"{text} Resolution {resolution} would fit."
-    if samples > 1:
-        return f"{text} Make fewer objects at once, or raise the budget."
     return f"{text} Raise the budget, or use smaller weights or a smaller dtype."
 
 
