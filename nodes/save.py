@@ -32,7 +32,7 @@ def _glb_bytes(model: Any) -> bytes:
 
 def keep_models(glbs: Sequence[bytes]) -> list[str]:
     """Paths of new files in the host's temporary folder, one for each GLB."""
-    from ..trellis_core.gltf.glb import write_whole
+    from ..trellis_core.files import write_whole
 
     paths = []
     for glb in glbs:
@@ -75,7 +75,7 @@ class SaveGLB(io.ComfyNode):
 
     @classmethod
     def execute(cls, glb: Any, filename_prefix: str) -> io.NodeOutput:
-        from ..trellis_core.gltf.glb import write_whole
+        from ..trellis_core.files import write_whole
         from ..trellis_core.gltf.read import with_extras
 
         path, entry = host.output_file(filename_prefix, ".glb")
@@ -102,7 +102,7 @@ class View3D(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any) -> io.NodeOutput:
-        from ..trellis_core.gltf.glb import write_whole
+        from ..trellis_core.files import write_whole
 
         path, entry = host.temporary_file("trellis2_view", ".glb")
         write_whole(path, _glb_bytes(model))

@@ -29,16 +29,18 @@ def check_run(family: Family, settings: GenerationSettings, ctx: RunContext) -> 
     family.route(settings.resolution, settings.cascade)
     with use_attention(ctx.attention), use_convolution(ctx.convolution):
         pass
-    _check_finishing(settings, ctx)
+    _check_packages(settings, ctx)
     budgeted = with_budget(ctx, family)
     if budgeted.memory_budget is not None:
         plan = plan_run(family, settings, budgeted)
         settings, ctx = plan.settings, replace(ctx, frugal=plan.ctx.frugal)  # what is free on a GPU limits no mesh work
+    for step in ("unwrap", "bake", *(["detail"] if settings.normal_map or settings.occlusion_map else [])):
+        check_room(step, 0, int(settings.texture_size) ** 2, ctx)  # what is certain already, whatever the mesh
     return settings, ctx
 
 
-def _check_finishing(settings: GenerationSettings, ctx: RunContext) -> None:
-    """Packages and memory that the steps from mesh to file will want, whatever the mesh."""
+def _check_packages(settings: GenerationSettings, ctx: RunContext) -> None:
+    """What the steps from mesh to file will want."""
     try:
         from .asset import asset  # noqa: F401 - brings along every package that these steps need
         from .gltf.images import check_format
@@ -55,6 +57,3 @@ def _check_finishing(settings: GenerationSettings, ctx: RunContext) -> None:
     check_format(settings.image_format)
     if settings.rasterizer == "nvdiffrast":
         gpu_raster.library(ctx.device)
-    steps = ["unwrap", "bake", *(["detail"] if settings.normal_map or settings.occlusion_map else [])]
-    for step in steps:
-        check_room(step, 0, int(settings.texture_size) ** 2, ctx)

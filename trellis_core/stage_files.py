@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .errors import InputError
-from .gltf.glb import write_whole
+from .files import write_whole
 from .values import Shape, Structure, Texture
 
 FORMAT = "trellis_core.stage.1"

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.helpers.tiny_family import CONFIGS, make_family, picture, random_tensors
 from tests.image.test_image import png_header
-from trellis_core.cli.generate import check_output, read_settings
+from trellis_core.cli.generate import read_settings
 from trellis_core.cli.main import build_parser, main
 from trellis_core.settings import LORA_FIELDS, SOURCE_FIELDS, GenerationSettings
 from trellis_core.weights import download
@@ -118,16 +118,9 @@ def test_outputs_are_checked_first(weights: Path, drawn: Path, tmp_path: Path, c
     assert "must end in .glb" in call("-o", tmp_path / "x.obj")
     (tmp_path / "folder.glb").mkdir()
     assert "is a folder" in call("-o", tmp_path / "folder.glb")
+    assert "longer than" in call("-o", tmp_path / f"{'x' * 252}.glb")
     assert "must end in .png" in call("-o", tmp_path / "x.glb", "--preview", tmp_path / "x.jpg")
     assert "does not exist" in call("-o", tmp_path / "x.glb", "--preview", tmp_path / "no" / "x.png")
-
-
-def test_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trellis_core.errors import InputError
-
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # tests may run as root
-    with pytest.raises(InputError, match="may not be written"):
-        check_output(tmp_path / "x.glb", ".glb")
 
 
 @pytest.mark.usefixtures("no_network")
@@ -418,3 +411,14 @@ def test_the_resolution_is_what_the_weights_recommend_unless_given(tmp_path: Pat
     for more, wanted in ([], "tex_slat_flow_model_512"), (["--resolution=1024"], "tex_slat_flow_model_1024"):
         assert main([*call, *more]) == 0
         assert wanted in capsys.readouterr().out
+
+
+def test_the_service_keeps_its_data_in_the_users_own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    from trellis_core.fal.service.serve import config
+    from trellis_core.files import user_state
+
+    monkeypatch.chdir(tmp_path)
+    assert config(build_parser().parse_args(["serve"])).data == user_state("service")
+    assert config(build_parser().parse_args(["serve", "--data", "here"])).data == Path("here")
+    assert not list(tmp_path.iterdir())

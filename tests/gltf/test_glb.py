@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import os
@@ -17,7 +16,7 @@ from PIL import Image
 
 from tests.helpers.solid_objects import cube
 from trellis_core.errors import InputError
-from trellis_core.gltf.glb import Packing, Part, glb_bytes, write_whole
+from trellis_core.gltf.glb import Packing, Part, glb_bytes
 from trellis_core.gltf.images import encode_image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,33 +139,6 @@ def test_webp_keeps_colour_under_zero_alpha() -> None:
         encode_image(pixels, "bmp")
 
 
-def test_saving_replaces_whole_files_and_respects_the_umask(tmp_path: Path) -> None:
-    path = tmp_path / "a.glb"
-    path.write_bytes(b"old")
-    write_whole(path, b"new")
-    assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["a.glb"]
-    mask = os.umask(0)
-    os.umask(mask)
-    assert path.stat().st_mode & 0o777 == 0o666 & ~mask
-
-
-def test_what_cannot_be_saved_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="does not exist"):
-        write_whole(tmp_path / "missing" / "a.glb", b"x")
-    with pytest.raises(InputError, match="is a folder"):
-        write_whole(tmp_path, b"x")
-    old = tmp_path / "a.glb"
-    old.write_bytes(b"old")
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InputError, match="No space left"):
-        write_whole(old, b"new")
-    assert old.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.glb"]
-
-
 def test_a_file_too_large_for_the_format_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     limit = len(sample())
     monkeypatch.setattr("trellis_core.gltf.glb.LIMIT", limit)
@@ -174,13 +146,3 @@ def test_a_file_too_large_for_the_format_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("trellis_core.gltf.glb.LIMIT", limit - 1)
     with pytest.raises(InputError, match="a GLB can hold 4.2"):
         sample()
-
-
-def test_a_read_only_folder_is_an_error_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*_: object, **__: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr("tempfile.NamedTemporaryFile", refused)
-    with pytest.raises(InputError, match="Permission denied"):
-        write_whole(tmp_path / "a.glb", b"x")
-    assert os.listdir(tmp_path) == []

@@ -15,6 +15,7 @@ from tests.lora.test_lora_stack import pairs
 from trellis_core.cli.lora import parse_lora, split_strength
 from trellis_core.cli.main import main
 from trellis_core.errors import InputError, WeightsError
+from trellis_core.files import locked
 from trellis_core.lora.apply import Use, attach
 from trellis_core.lora.read import read_lora
 from trellis_core.lora.source import find_lora
@@ -179,4 +180,34 @@ def test_addresses(server, tmp_path):
             find_lora(f"http://{host}/{path}", cache=cache, trusted=[host])
     with pytest.raises(InputError, match="private"):
         find_lora(f"http://{host}/lora", cache=cache)
-    assert [file.name for file in cache.iterdir()] == [first.name], "nothing half fetched may stay"
+    assert {file.name for file in cache.iterdir()} == {first.name, ".lock"}, "nothing half fetched may stay"
+
+
+def test_several_fetch_into_one_cache(server, tmp_path, monkeypatch):
+    host, data = server
+    cache = tmp_path / "cache"
+    monkeypatch.setattr("trellis_core.lora.source.CACHE_BYTES", 1)
+    killed, busy = cache / ".new-killed", cache / ".new-busy"
+    for folder in (killed, busy):
+        folder.mkdir(parents=True)
+        (folder / "lora.safetensors").write_bytes(data[:100])
+    (cache / "old.safetensors").write_bytes(data)
+    found = []
+
+    def fetch():
+        found.append(find_lora(f"http://{host}/lora", cache=cache, trusted=[host]))
+
+    with locked(busy / "lock"):
+        threads = [threading.Thread(target=fetch) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(found) == 6 and {path.read_bytes() for path in found} == {data}
+    assert {file.name for file in cache.iterdir()} == {found[0].name, ".lock", ".new-busy"}
+
+
+def test_a_cache_that_cannot_be_made(server, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match="cannot be made"):
+        find_lora(f"http://{server[0]}/lora", cache=tmp_path / "file" / "cache", trusted=[server[0]])

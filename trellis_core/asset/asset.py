@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ..context import QUIET, RunContext, obeying
 from ..errors import EmptyResultError, InputError
-from ..gltf.glb import Packing, glb_bytes, write_whole
+from ..files import write_whole
+from ..gltf.glb import Packing, glb_bytes
 from ..gltf.placement import Placement
 from ..memory.mesh_budget import check_room
 from ..mesh.clean import check_mesh, clean, tidy

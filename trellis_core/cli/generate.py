@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from io import BytesIO
@@ -19,7 +18,7 @@ from ..asset.asset import Asset
 from ..context import RunContext
 from ..errors import InputError
 from ..family import Family, load_family
-from ..gltf.glb import write_whole
+from ..files import check_writable, write_whole
 from ..image.matting import key_plain_background, load_rembg
 from ..image.preprocess import Matte, open_picture, preprocess
 from ..lora.source import default_folders, loras_of
@@ -87,15 +86,9 @@ def read_settings(options: argparse.Namespace) -> GenerationSettings:
 
 def check_output(path: Path, suffix: str) -> None:
     """Raise `InputError` if a file of this name cannot be written."""
-    folder = path.parent
     if path.suffix.lower() != suffix:
         raise InputError(f"{path} must end in {suffix}.")
-    if not folder.is_dir():
-        raise InputError(f"The folder {folder} does not exist: create it, or choose another place for {path.name}.")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: give the name of a file in it.")
-    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise InputError(f"{path} may not be written: choose another folder, or change its permissions.")
+    check_writable(path)
 
 
 def draw_preview(asset: Asset, ctx: RunContext, size: int = 768) -> bytes:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -258,33 +255,3 @@ def join_glb(document: Mapping[str, Any], binary: bytes) -> bytes:
     if total > LIMIT:
         raise InputError(f"The model takes {total / 1e9:.1f} GB, a GLB can hold 4.2: use a smaller texture or fewer faces.")
     return b"".join([struct.pack("<4sII", b"glTF", 2, total), struct.pack("<I4s", len(text), b"JSON"), text, *body])
-
-
-def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file completely or not at all: beside its place first, then renamed over it.
-
-    Raises:
-        InputError: the folder is missing or read-only, or the disk is full; nothing is left behind.
-    """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise InputError(f"The folder {path.parent} does not exist: create it, or choose another place for {path.name}.")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: give the name of a file in it.")
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"{path} cannot be written: {reason}. Free some space or choose another folder.") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from ..context import QUIET, RunContext
 from ..errors import InputError, WeightsError
 from ..fetch import fetch_file
+from ..files import DiskError, locked, make_folder, user_cache
 from ..settings import LORA_FIELDS, GenerationSettings
 from ..weights.network_file import read_header
 from .read import MAX_BYTES
@@ -20,6 +23,9 @@ BUNDLED = Path(__file__).parent / "demo"
 
 CACHE_BYTES = 8 << 30
 """What fetched files may take together; the ones used longest ago go first."""
+
+_NEW = ".new-"
+"""Begins the names of folders that files are fetched into; their process holds the lock inside."""
 
 FIELD_STAGES = dict(zip(LORA_FIELDS, ("structure", "shape", "texture"), strict=True))
 """Setting -> stage."""
@@ -32,7 +38,7 @@ def default_folders() -> tuple[Path, ...]:
 
 def cache_folder() -> Path:
     """Where fetched LoRAs are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "trellis_core" / "loras"
+    return user_cache("loras")
 
 
 def loras_of(
@@ -85,9 +91,13 @@ def find_lora(
 
 
 def _fetched(url: str, cache: Path, trusted: Collection[str], ctx: RunContext) -> Path:
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".new-") as folder:
-        got = fetch_file(url, Path(folder) / "lora.safetensors", limit_bytes=MAX_BYTES, trusted=trusted, ctx=ctx)
+    make_folder(cache)
+    lock = cache / ".lock"  # several processes share the cache
+    with ExitStack() as ours:
+        with locked(lock, ctx):
+            folder = Path(ours.enter_context(tempfile.TemporaryDirectory(dir=cache, prefix=_NEW)))
+            ours.enter_context(locked(folder / "lock"))
+        got = fetch_file(url, folder / "lora.safetensors", limit_bytes=MAX_BYTES, trusted=trusted, ctx=ctx)
         try:
             read_header(got.path)
         except WeightsError as error:
@@ -95,16 +105,21 @@ def _fetched(url: str, cache: Path, trusted: Collection[str], ctx: RunContext) -
                 "The address does not hold a safetensors file. LoRAs are fetched in this format only."
             ) from error
         kept = cache / f"{got.sha256}.safetensors"
-        os.replace(got.path, kept)
-    _sweep(cache, kept)
+        with locked(lock, ctx):
+            os.replace(got.path, kept)
+            _sweep(cache, kept)
     return kept
 
 
 def _sweep(cache: Path, kept: Path) -> None:
-    """Delete the oldest files until the cache is within its limit."""
+    """Delete what killed runs left half fetched, and the oldest files until the cache is within its limit."""
+    for left in cache.glob(f"{_NEW}*"):
+        with suppress(BlockingIOError, DiskError), locked(left / "lock", wait=False):  # else it is being fetched
+            shutil.rmtree(left, ignore_errors=True)
     files = sorted(cache.glob("*.safetensors"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
     total = 0
     for file in files:
         total += file.stat().st_size
         if total > CACHE_BYTES and file != kept:
-            file.unlink()
+            with suppress(OSError):  # Windows keeps files that are in use
+                file.unlink()

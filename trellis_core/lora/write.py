@@ -15,7 +15,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from ..errors import InputError, WeightsError
-from ..gltf.glb import write_whole
+from ..files import write_whole
 from .apply import Use, collect
 from .deltas import Delta, Difference, Hadamard, Kronecker, LowRank, Replacement
 from .detect import CERTAIN, origin_of
@@ -113,7 +113,7 @@ def save(
         if not whole:
             raise InputError("PEFT's folder form holds plain LoRA only: give a name that ends in .safetensors.")
         path.mkdir(parents=True, exist_ok=True)
-        (path / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
+        write_whole(path / "adapter_config.json", (json.dumps(config, indent=1) + "\n").encode())
         path = path / "adapter_model.safetensors"
     _write(path, state, {key: value for key, value in described.items() if value})
     return path

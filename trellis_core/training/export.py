@@ -9,11 +9,13 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..files import write_tensors, write_whole
 from .loop import load_averaged
 from .mini.cache import ShapeLatents, TextureLatents, cache_file
 from .mini.flows import SHAPE_SAMPLER, STRUCTURE_SAMPLER, TEXTURE_SAMPLER
@@ -104,16 +106,20 @@ def export(run: Path, out: Path) -> int:
     (out / "ckpts").mkdir(parents=True, exist_ok=True)
     (out / "dinov3").mkdir(exist_ok=True)
     for key, (name, args) in CONFIGS.items():
-        (out / "ckpts" / f"{key}.json").write_text(json.dumps({"name": name, "args": args}, indent=1) + "\n")
+        _save_json({"name": name, "args": args}, out / "ckpts" / f"{key}.json")
         _save_half(nets[key], out / "ckpts" / f"{key}.safetensors")
-    (out / "dinov3" / "config.json").write_text(json.dumps(DINO_CONFIG, indent=1) + "\n")
+    _save_json(DINO_CONFIG, out / "dinov3" / "config.json")
     _save_half(nets["dinov3"], out / "dinov3" / "model.safetensors")
-    (out / "pipeline.json").write_text(json.dumps(pipeline_config(normalization), indent=1) + "\n")
+    _save_json(pipeline_config(normalization), out / "pipeline.json")
     return sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
 
 
 def _save_half(network: nn.Module, path: Path) -> None:
-    save_file({k: v.half().contiguous() for k, v in network.state_dict().items()}, path)
+    write_tensors(path, {k: v.half().contiguous() for k, v in network.state_dict().items()})
+
+
+def _save_json(value: Any, path: Path) -> None:
+    write_whole(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def main(argv: Sequence[str] | None = None) -> None:

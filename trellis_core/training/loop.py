@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..files import write_state
 from .optim import Average, Optimizers, rate_factor
 
 Loss = Callable[[torch.Generator], dict[str, Tensor]]
@@ -129,9 +129,7 @@ def _save(path: Path, modules, optimizers: Optimizers, average: Average, step: i
         "step": step,
         "spent": spent,
     }
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    write_state(path, state)
 
 
 def _resume(path: Path, modules, optimizers: Optimizers, average: Average) -> tuple[int, float]:

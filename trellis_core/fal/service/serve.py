@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import InputError
+from ...files import user_state
 
 if TYPE_CHECKING:
     from .app import Service, ServiceConfig
@@ -32,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a key that clients may have; can be given again. Better in the variable {KEY_VARIABLE} (several with commas), "
         "which other users of the machine cannot read. Needed on any address that others reach",
     )  # fmt: skip
-    parser.add_argument("--data", type=Path, default=Path("trellis_data"), metavar="FOLDER", help="default: ./trellis_data")
+    parser.add_argument(
+        "--data", type=Path, default=user_state("service"), metavar="FOLDER",
+        help="where jobs, files and the service's secret are kept (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--public-url", metavar="URL", help="address that clients see, with /fal, behind a proxy or TLS")
     parser.add_argument(
         "--trust", action="append", default=[], metavar="HOST[:PORT]",

@@ -7,7 +7,6 @@ A data set is a folder or zip of GLB, OBJ (with its materials) or other models. 
 from __future__ import annotations
 
 import hashlib
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -17,12 +16,12 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ...context import QUIET, RunContext
 from ...errors import InputError
 from ...family import IMAGE_ROLE, Family, find_encoder
+from ...files import write_tensors
 from ...gltf.read_textured import read_textured_mesh
 from ...image.dino import image_to_pixels
 from ...image.matting import key_plain_background
@@ -108,9 +107,7 @@ def prepare(
         objects.append(_Object.read(path, pictures.get(name, []), family, resolution, views, seed + number))
     prepared = _encode(objects, family, resolution, ctx.part(0.6, 1.0))
     tensors = {f.name: getattr(prepared, f.name).clone() for f in fields(Prepared)}  # files do not share memory
-    partial = store.with_suffix(".partial")
-    save_file(tensors, partial, wanted)
-    os.replace(partial, store)
+    write_tensors(store, tensors, wanted)
     return prepared
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from ...context import RunContext
 from ...errors import InputError
 from ...family import BUNDLED, Family, load_family
+from ...files import write_state, write_whole
 from ...lora.deltas import Delta, LowRank
 from ...lora.write import save
 from ..losses import TimeSchedule, diffuse, drop_condition
@@ -140,7 +140,7 @@ def train(family: Family, stage: str, data: Prepared, resolution: int, recipe: R
                 state.keep(trained, optimizer, losses)
                 draw_curve(losses).save(folder / "loss.png")
         deltas = _deltas(model)
-    (folder / "losses.json").write_text(json.dumps([round(value, 5) for value in losses]) + "\n")
+    write_whole(folder / "losses.json", (json.dumps([round(value, 5) for value in losses]) + "\n").encode())
     notes = {"family": family.name, "steps": str(recipe.steps), "trained_with": f"trellis_core, rank {recipe.rank}"}
     return save(out / f"{stage}.safetensors", {(stage, None if stage == "structure" else resolution): deltas}, notes=notes)
 
@@ -208,9 +208,8 @@ class _State:
 
     def keep(self, trained: dict[str, nn.Parameter], optimizer: Any, losses: list[float]) -> None:
         values = {name: parameter.detach() for name, parameter in trained.items()}
-        partial = self.path.with_suffix(".partial")
-        torch.save({"recipe": self.recipe, "trained": values, "optimizer": optimizer.state_dict(), "losses": losses}, partial)
-        os.replace(partial, self.path)
+        state = {"recipe": self.recipe, "trained": values, "optimizer": optimizer.state_dict(), "losses": losses}
+        write_state(self.path, state)
 
 
 def _deltas(model: nn.Module) -> dict[str, Delta]:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ...files import write_tensors
 from ...vae.sparse_unet import dual_grid_features
 from . import batches
 from .data.dataset import ShardedObjects
@@ -102,9 +103,7 @@ def moments(means: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, partial)
-    partial.replace(path)
+    write_tensors(path, {k: v.contiguous() for k, v in tensors.items()})
 
 
 @torch.no_grad()

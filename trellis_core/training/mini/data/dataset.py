@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -28,8 +27,10 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+from safetensors.numpy import save as to_bytes
 
 from ....errors import InputError
+from ....files import write_whole
 from .objects import ProceduralObject, make_object
 from .render import View, training_view
 
@@ -184,14 +185,10 @@ def _memory_map(path: Path) -> dict[str, np.ndarray]:
 
 
 def _write_shard(job: tuple[Path, range, tuple[int, ...], int]) -> Path:
-    from safetensors.numpy import save_file
-
     path, seeds, grids, views = job
     if not path.exists():
         arrays = generate_shard(seeds, grids, views)
-        partial = path.with_suffix(".part")
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial)
-        os.replace(partial, path)
+        write_whole(path, to_bytes({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
     return path
 
 
