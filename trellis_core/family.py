@@ -21,9 +21,11 @@ from .errors import EXHAUSTED, InputError, OutOfBudgetError, WeightsError, is_ex
 from .lora.apply import Use, applied
 from .weights import official as published
 from .weights.compatibility import check_together
+from .weights.header import refuse_pickle
 from .weights.low_precision import PRECISIONS
-from .weights.network_file import NetworkFile, image_encoder_file, network_file, read_json, refuse_pickle
+from .weights.network_file import NetworkFile, image_encoder_file, network_file
 from .weights.official import Scale
+from .weights.pipeline import SamplerEntry, read_pipeline
 from .weights.repackaged import find_networks
 
 BUNDLED = {"mini": Path(__file__).parent / "mini"}
@@ -203,8 +205,7 @@ def find_encoder(family: Family, role: str) -> NetworkFile:
     root = next((p for p in family.networks[CORE_ROLES[2]].file.parents if (p / "pipeline.json").is_file()), None)
     if root is None:
         raise WeightsError(f"The weights {family.name} have no encoders: use the official folder with pipeline.json.")
-    models = read_json(root / "pipeline.json")["args"]["models"]
-    network = _find_network(root, str(models.get(role) or published.ENCODERS[role]))
+    network = _find_network(root, read_pipeline(root).models.get(role) or published.ENCODERS[role])
     network.check()
     return network
 
@@ -226,20 +227,17 @@ def _locate(name_or_path: str | Path) -> Path:
 
 
 def _official(root: Path) -> Family:
-    config = read_json(root / "pipeline.json")
-    args = config.get("args")
-    if not isinstance(args, dict) or not isinstance(args.get("models"), dict):
-        raise WeightsError(f'{root / "pipeline.json"} has no "args" with "models": it does not describe a pipeline.')
-    wanted = [role for role in (*CORE_ROLES, *FLOW_ROLES) if args["models"].get(role)]
-    networks = {role: _find_network(root, str(args["models"][role])) for role in wanted}
-    networks[IMAGE_ROLE] = image_encoder_file(_find_image_encoder(root, args.get(IMAGE_ROLE)))
-    samplers = {}
-    for stage, key in SAMPLER_KEYS.items():
-        entry = args.get(key) or {}
-        samplers[stage] = Sampler(entry.get("args", {}).get("sigma_min", 1e-5), entry.get("params", {}))
-    norms = [_normalization(root, args, f"{kind}_slat_normalization") for kind in ("shape", "tex")]
-    family = _assemble(root.name, networks, args.get("resolutions", published.SCALES), samplers, *norms)
-    usual = str(args.get("default_pipeline_type", "")).partition("_")[0]
+    pipeline = read_pipeline(root)
+    wanted = [role for role in (*CORE_ROLES, *FLOW_ROLES) if pipeline.models.get(role)]
+    networks = {role: _find_network(root, str(pipeline.models[role])) for role in wanted}
+    networks[IMAGE_ROLE] = image_encoder_file(_find_image_encoder(root, pipeline.image_encoder))
+    entries = {stage: getattr(pipeline, key) or SamplerEntry() for stage, key in SAMPLER_KEYS.items()}
+    samplers = {stage: Sampler(e.args.sigma_min, e.params.model_dump(exclude_none=True)) for stage, e in entries.items()}
+    spreads = pipeline.shape_slat_normalization, pipeline.tex_slat_normalization
+    norms = [Normalization(*(torch.tensor(values) for values in (s.mean, s.std))) for s in spreads]
+    scales = published.SCALES if pipeline.resolutions is None else pipeline.resolutions
+    family = _assemble(root.name, networks, scales, samplers, *norms)
+    usual = pipeline.default_pipeline_type.partition("_")[0]
     return replace(family, recommended=next((r for r in family.resolutions if str(r) == usual), None))
 
 
@@ -275,17 +273,14 @@ def _candidates(path: Path) -> list[Path]:
 def _assemble(
     name: str,
     networks: Mapping[str, NetworkFile],
-    scales: Mapping[str, Mapping[str, int]],
+    scales: Mapping[str, Scale],
     samplers: Mapping[str, Sampler],
     shape_norm: Normalization,
     texture_norm: Normalization,
 ) -> Family:
     if missing := [role for role in (*CORE_ROLES, IMAGE_ROLE) if role not in networks]:
         raise WeightsError(f"The weights {name} are incomplete: no {', no '.join(missing)}.")
-    try:
-        known = {int(key): Scale(**scale) for key, scale in scales.items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise WeightsError(f'The "resolutions" of the weights {name} are not understood: {error}.') from error
+    known = {int(key): scale for key, scale in scales.items()}
     if 512 not in known:
         raise WeightsError(f'The "resolutions" of the weights {name} lack "512", the scale of the structure.')
     params = {role: network.check() for role, network in networks.items()}
@@ -298,25 +293,11 @@ def _assemble(
     return family
 
 
-def _normalization(root: Path, args: Mapping[str, Any], key: str) -> Normalization:
-    try:
-        mean, std = (torch.tensor(args[key][part], dtype=torch.float32) for part in ("mean", "std"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f'{root / "pipeline.json"}: "{key}" needs lists "mean" and "std" of numbers.') from error
-    if mean.shape != std.shape or mean.dim() != 1 or not ((std > 0) & std.isfinite() & mean.isfinite()).all():
-        raise WeightsError(f'{root / "pipeline.json"}: "{key}" needs as many means as spreads, all spreads above 0.')
-    return Normalization(mean, std)
-
-
 def _find_network(root: Path, reference: str) -> NetworkFile:
     return network_file(_resolve(root, reference, lambda stem: stem.with_name(stem.name + ".json").is_file()))
 
 
-def _find_image_encoder(root: Path, entry: Any) -> Path:
-    try:
-        reference = str(entry["args"]["model_name"])
-    except (KeyError, TypeError) as error:
-        raise WeightsError(f'{root / "pipeline.json"}: "{IMAGE_ROLE}" names no "model_name".') from error
+def _find_image_encoder(root: Path, reference: str) -> Path:
     return _resolve(root, reference, lambda folder: (folder / "config.json").is_file())
 
 

@@ -16,7 +16,7 @@ from tests.vae.test_vae import randomised, voxels
 from trellis_core import stages
 from trellis_core.context import QUIET, RunContext
 from trellis_core.errors import InputError, OutOfBudgetError
-from trellis_core.family import Family, Scale, load_family
+from trellis_core.family import Family, load_family
 from trellis_core.flow.prepared import prepare_slat
 from trellis_core.flow.slat import SLatFlowModel, SLatFlowParams
 from trellis_core.flow.transformer import FlowTransformer
@@ -255,7 +255,7 @@ def official() -> Family:
         **{f"tex_slat_flow_model_{key}": ("SLatFlowModel", {**flow, "in_channels": 64}) for key in (512, 1024)},
     }  # fmt: skip
     networks = {role: NetworkFile(name, args, Path("none")) for role, (name, args) in parts.items()}
-    scales = {int(key): Scale(**scale) for key, scale in published.SCALES.items()}
+    scales = {int(key): scale for key, scale in published.SCALES.items()}
     return replace(load_family("mini"), name="official", networks=networks, scales=scales, upscale=16, structure_side=64)
 
 

@@ -13,7 +13,8 @@ from tests.helpers.tiny_family import CONFIGS, ENCODER, random_tensors
 from trellis_core.context import RunContext
 from trellis_core.errors import WeightsError
 from trellis_core.weights import network_file as weights
-from trellis_core.weights.network_file import IMAGE_ENCODER, image_encoder_file, load_network, network_file, read_header
+from trellis_core.weights.header import read_header
+from trellis_core.weights.network_file import IMAGE_ENCODER, image_encoder_file, load_network, network_file
 from trellis_core.weights.repackaged import find_networks
 
 ROLE = "shape_slat_flow_model_512"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ..errors import WeightsError
 from ..family import Family, load_family
-from ..weights.network_file import NetworkFile, network_file, read_header
+from ..weights.header import read_header
+from ..weights.network_file import NetworkFile, network_file
 from ..weights.repackaged import find_networks
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from .attention import Batch
@@ -14,6 +16,8 @@ from .transformer import FlowParams, FlowTransformer, Layout
 @dataclass(frozen=True)
 class SparseStructureFlowParams(FlowParams):
     """Shape of the structure flow; `resolution` is the side of the latent cube."""
+
+    resolution: Annotated[int, Field(ge=1, le=64)]
 
 
 class SparseStructureFlowModel(FlowTransformer):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..context import QUIET, RunContext
+from ..network_params import Count, NetworkParams, Ratio, Side, Width, needs
 from .attention import Batch
 from .block import ModulatedTransformerCrossBlock, Phases
 from .context import Context, Tokens
@@ -31,32 +32,34 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class FlowParams:
+class FlowParams(NetworkParams):
     """Shape of a flow transformer, named as in the published configs, with what holds there where a name is left out.
 
     `dtype` is that of the layers' linear maps; `pe_mode` "rope" turns, anything else adds the tokens' positions.
     """
 
-    resolution: int
-    in_channels: int
-    out_channels: int
-    model_channels: int
-    cond_channels: int
-    num_blocks: int
-    num_heads: int | None = None
-    num_head_channels: int = 64
-    mlp_ratio: float = 4.0
+    resolution: Side
+    in_channels: Width
+    out_channels: Width
+    model_channels: Width
+    cond_channels: Width
+    num_blocks: Count
+    num_heads: Width | None = None
+    num_head_channels: Width = 64
+    mlp_ratio: Ratio = 4.0
     pe_mode: str = "ape"
     share_mod: bool = False
     qk_rms_norm: bool = False
     qk_rms_norm_cross: bool = False
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
-    @classmethod
-    def from_args(cls, args: dict[str, Any]):
-        """From the `args` of a published config; keys that mean nothing to inference are ignored."""
-        known = {f.name for f in fields(cls)}
-        return cls(**{key: value for key, value in args.items() if key in known})
+    def __post_init__(self) -> None:
+        heads, width = self.heads, self.model_channels
+        needs(0 < heads and width % heads == 0, f"a width of {width} cannot be shared out to {heads} heads")
+        needs(width >= 6, f"a width of {width} has no room for positions")
+        needs(
+            self.pe_mode != "rope" or width // heads % 2 == 0, f"heads of {width // heads} channels cannot be turned in pairs"
+        )
 
     @property
     def heads(self) -> int:

@@ -3,50 +3,51 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pydantic import Field
 from torch import Tensor, nn
 
-from ..errors import WeightsError
 from ..flow.initialization import normal_parameter
+from ..network_params import Count, NetworkParams, Small, Width, needs
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
-class DinoV3Params:
+class DinoV3Params(NetworkParams):
     """Shape of the transformer, named as in a Hugging Face `config.json`."""
 
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    patch_size: int = 16
-    num_channels: int = 3
-    num_register_tokens: int = 4
-    layer_norm_eps: float = 1e-5
-    rope_theta: float = 100.0
+    hidden_size: Width
+    intermediate_size: Width
+    num_hidden_layers: Count
+    num_attention_heads: Width
+    patch_size: Annotated[int, Field(ge=1, le=64)] = 16
+    num_channels: Literal[3] = 3
+    num_register_tokens: Count = 4
+    layer_norm_eps: Small = 1e-5
+    rope_theta: Annotated[float, Field(gt=0)] = 100.0
     layerscale_value: float = 1.0
     query_bias: bool = True
     key_bias: bool = False
     value_bias: bool = True
     proj_bias: bool = True
     mlp_bias: bool = True
+    use_gated_mlp: bool = False
+    hidden_act: str = "gelu"
 
-    @classmethod
-    def from_args(cls, args: dict[str, Any]) -> DinoV3Params:
-        """From `config.json`; raises `WeightsError` for the variants with gated or non-GELU MLPs."""
-        if args.get("use_gated_mlp") or args.get("hidden_act", "gelu") != "gelu":
-            raise WeightsError("This DINOv3 variant has another MLP than the ViT-L/16 that TRELLIS.2 was trained with.")
-        known = {f.name for f in fields(cls)}
-        return cls(**{key: value for key, value in args.items() if key in known})
+    def __post_init__(self) -> None:
+        width, heads = self.hidden_size, self.num_attention_heads
+        needs(width % (4 * heads) == 0, f"a width of {width} makes no {heads} heads whose channels are a multiple of 4")
+        plain = self.hidden_act == "gelu" and not self.use_gated_mlp
+        needs(plain, "this DINOv3 variant has another MLP than the ViT-L/16 that TRELLIS.2 was trained with")
 
 
 def image_to_pixels(picture: Image.Image, size: int, resampling: Image.Resampling = Image.Resampling.LANCZOS) -> Tensor:

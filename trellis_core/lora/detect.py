@@ -6,7 +6,6 @@ have the same blocks, so a LoRA of blocks alone can only be told apart by what i
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -86,9 +85,10 @@ def _by_shape(adapter: Adapter) -> str | None:
 def _told(file: LoraFile) -> tuple[tuple[str, ...], int | None]:
     """Stages and resolution that metadata or the config speak of."""
     notes = {key: file.metadata[key] for key in _NOTES if key in file.metadata}
+    config = file.config.values
     for key in ("base_model_name_or_path", "stage", "denoiser"):
-        if isinstance(file.config.values.get(key), str):
-            notes.setdefault(key, file.config.values[key])
+        if text := getattr(config, key):
+            notes.setdefault(key, text)
     resolution = next(
         (int(r) for r in _RESOLUTION.findall(" ".join([file.metadata.get("resolution", ""), *notes.values()]))), None
     )
@@ -96,7 +96,7 @@ def _told(file: LoraFile) -> tuple[tuple[str, ...], int | None]:
         stage, _ = _guess(text.lower())
         if stage:
             return (stage,), resolution
-    classes = json.dumps(file.config.values.get("auto_mapping") or {})
+    classes = " ".join(map(str, (config.auto_mapping or {}).values()))
     if "SparseStructureFlowModel" in classes:
         return ("structure",), resolution
     if "SLatFlowModel" in classes:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import WeightsError
-from ..weights.network_file import DTYPES, Stored, read_header, refuse_pickle
+from ..weights.header import DTYPES, Stored, read_header, refuse_pickle
 from .deltas import Delta, Difference, Hadamard, Kronecker, LowRank, Replacement
 from .names import Place, find_place, stranger
 from .scales import Config, read_config
@@ -256,7 +256,7 @@ class _Maker:
         rank = down.shape[0]
         if up.shape[1] != rank:
             raise ValueError(f"ranks {rank} and {up.shape[1]}")
-        over = sqrt(rank) if self.config.values.get("use_rslora") and "alpha" not in self.parts else rank
+        over = sqrt(rank) if self.config.values.use_rslora and "alpha" not in self.parts else rank
         scale = self._alpha(rank) / over
         magnitude = self.parts.get("magnitude")
         if magnitude is not None and magnitude.numel() != up.shape[0]:

@@ -14,7 +14,7 @@ from ..errors import InputError, WeightsError
 from ..fetch import fetch_file
 from ..files import DiskError, locked, make_folder, user_cache
 from ..settings import LORA_FIELDS, GenerationSettings
-from ..weights.network_file import read_header
+from ..weights.header import read_header
 from .read import MAX_BYTES
 from .stack import Lora
 

@@ -76,8 +76,13 @@ class SparseConvNeXtBlock3d(nn.Module):
         return out
 
 
-class _ResampleBlock(nn.Module):
+class ResampleBlock(nn.Module):
     """norm1 -> SiLU -> conv1 and resampling -> plain norm -> SiLU -> conv2, beside a resampled skip."""
+
+    @staticmethod
+    def fits(channels: int, out_channels: int) -> bool:
+        """Whether it can lead from so many channels to so many."""
+        return True
 
     def __init__(
         self,
@@ -102,11 +107,15 @@ class _ResampleBlock(nn.Module):
         return self.conv2(F.silu(plain_norm(h)), nmap)
 
 
-class SparseResBlockC2S3d(_ResampleBlock):
+class SparseResBlockC2S3d(ResampleBlock):
     """Up-stage C -> O by channel-to-space. Needs C % 8 == 0 and O % (C / 8) == 0.
 
     `to_subdiv`, if there, tells from the raw block input which children exist.
     """
+
+    @staticmethod
+    def fits(channels: int, out_channels: int) -> bool:
+        return channels % 8 == 0 and 8 * out_channels % channels == 0
 
     def __init__(self, channels: int, out_channels: int, pred_subdiv: bool = True, **layer: Any) -> None:
         super().__init__(channels, 8 * out_channels, out_channels, **layer)
@@ -151,7 +160,7 @@ class SparseResBlockC2S3d(_ResampleBlock):
         return out
 
 
-class SparseResBlockUpsample3d(_ResampleBlock):
+class SparseResBlockUpsample3d(ResampleBlock):
     """Up-stage C -> O by copying parents (not in the published weights)."""
 
     def __init__(self, channels: int, out_channels: int, pred_subdiv: bool = True, **layer: Any) -> None:
@@ -166,8 +175,12 @@ class SparseResBlockUpsample3d(_ResampleBlock):
         return self._leave(h, plan.neighbors) + self.skip_connection(upsample_nearest(x, plan))
 
 
-class SparseResBlockS2C3d(_ResampleBlock):
+class SparseResBlockS2C3d(ResampleBlock):
     """Down-stage C -> O by space-to-channel. Needs O % 8 == 0 and 8 C % O == 0."""
+
+    @staticmethod
+    def fits(channels: int, out_channels: int) -> bool:
+        return out_channels % 8 == 0 and 8 * channels % out_channels == 0
 
     def __init__(self, channels: int, out_channels: int, **layer: Any) -> None:
         super().__init__(channels, out_channels // 8, out_channels, **layer)
@@ -180,7 +193,7 @@ class SparseResBlockS2C3d(_ResampleBlock):
         return self._leave(h, coarse) + skip.mean(dim=2)
 
 
-class SparseResBlockDownsample3d(_ResampleBlock):
+class SparseResBlockDownsample3d(ResampleBlock):
     """Down-stage C -> O by averaging the children that exist (not in the published weights)."""
 
     def __init__(self, channels: int, out_channels: int, **layer: Any) -> None:

@@ -7,20 +7,23 @@ encoder remembered (plans).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from itertools import pairwise
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from ..context import QUIET, RunContext
 from ..errors import EmptyResultError, InputError
+from ..network_params import Count, NetworkParams, Width, Widths, needs
 from ..sparse.conv import NeighborMap
 from ..sparse.libraries import chosen
 from ..sparse.resample import ResamplePlan, merge_plan, split_plan
-from .blocks import DOWN_BLOCKS, UP_BLOCKS, SparseConvNeXtBlock3d, SparseResBlockC2S3d, plain_norm
+from .blocks import DOWN_BLOCKS, UP_BLOCKS, ResampleBlock, SparseConvNeXtBlock3d, SparseResBlockC2S3d, plain_norm
 
 OUTER_EPS = 1e-5
 SLAB_ROWS = 1 << 16
@@ -31,17 +34,23 @@ OUTPUT_ROWS = 1 << 18
 
 
 @dataclass(frozen=True)
-class _UnetParams:
-    model_channels: tuple[int, ...]
-    latent_channels: int
-    num_blocks: tuple[int, ...]
+class _UnetParams(NetworkParams):
+    model_channels: Widths
+    latent_channels: Width
+    num_blocks: Annotated[tuple[Count, ...], Field(min_length=1)]
     use_fp16: bool = False
 
-    @classmethod
-    def from_args(cls, args: dict[str, Any]) -> _UnetParams:
-        """From the `args` of a published config; keys that mean nothing to inference are ignored."""
-        known = {f.name for f in fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in args.items() if k in known})
+    def __post_init__(self) -> None:
+        levels, counts = len(self.model_channels), len(self.num_blocks)
+        needs(levels == counts, f"there are {levels} widths for {counts} levels")
+        steps = self._steps()
+        needs(len(steps) >= levels - 1, f"there are {len(steps)} blocks between {levels} levels")
+        for block, (before, after) in zip(steps, pairwise(self.model_channels), strict=False):
+            needs(block.fits(before, after), f"a {block.__name__} cannot lead from {before} to {after} channels")
+
+    def _steps(self) -> list[type[ResampleBlock]]:
+        """The blocks between the levels."""
+        raise NotImplementedError
 
     def torso_dtype(self, override: torch.dtype | None) -> torch.dtype:
         """Dtype of linear layers and convolutions inside the blocks."""
@@ -52,17 +61,23 @@ class _UnetParams:
 class SparseUnetVaeEncoderParams(_UnetParams):
     """Shape of an encoder; `in_channels` 6 for both published ones, one down block less than levels."""
 
-    in_channels: int = 6
-    down_block_type: tuple[str, ...] = ("SparseResBlockS2C3d",) * 16
+    in_channels: Width = 6
+    down_block_type: tuple[Literal["SparseResBlockS2C3d", "SparseResBlockDownsample3d"], ...] = ("SparseResBlockS2C3d",) * 8
+
+    def _steps(self) -> list[type[ResampleBlock]]:
+        return [DOWN_BLOCKS[name] for name in self.down_block_type]
 
 
 @dataclass(frozen=True)
 class SparseUnetVaeDecoderParams(_UnetParams):
     """Shape of a decoder; `pred_subdiv` says whether it predicts its own subdivision."""
 
-    out_channels: int = 6
+    out_channels: Width = 6
     pred_subdiv: bool = True
-    up_block_type: tuple[str, ...] = ("SparseResBlockC2S3d",) * 16
+    up_block_type: tuple[Literal["SparseResBlockC2S3d", "SparseResBlockUpsample3d"], ...] = ("SparseResBlockC2S3d",) * 8
+
+    def _steps(self) -> list[type[ResampleBlock]]:
+        return [UP_BLOCKS[name] for name in self.up_block_type]
 
 
 @dataclass(frozen=True)
@@ -74,8 +89,8 @@ class FlexiDualGridVaeEncoderParams(SparseUnetVaeEncoderParams):
 class FlexiDualGridVaeDecoderParams(SparseUnetVaeDecoderParams):
     """Shape decoder: 7 output channels (`dual_grid_heads`); a dual vertex may leave its voxel by `voxel_margin`."""
 
-    out_channels: int = 7
-    voxel_margin: float = 0.5
+    out_channels: Width = 7
+    voxel_margin: Annotated[float, Field(ge=0, le=4)] = 0.5
 
 
 @dataclass(frozen=True)

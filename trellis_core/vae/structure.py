@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..network_params import Count, NetworkParams, Width, Widths, needs
 from .blocks import zeroed
+
+GROUPS = 32
+"""Of the norm at the end, in configs that group channels."""
 
 
 @dataclass(frozen=True)
-class _StructureParams:
-    latent_channels: int
-    num_res_blocks: int
-    channels: tuple[int, ...]
-    num_res_blocks_middle: int = 2
-    norm_type: str = "layer"
+class _StructureParams(NetworkParams):
+    latent_channels: Width
+    num_res_blocks: Count
+    channels: Widths
+    num_res_blocks_middle: Count = 2
+    norm_type: Literal["layer", "group"] = "layer"
     use_fp16: bool = False
 
-    @classmethod
-    def from_args(cls, args: dict[str, Any]) -> _StructureParams:
-        """From the `args` of a published config; keys that mean nothing to inference are ignored."""
-        known = {f.name for f in fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in args.items() if k in known})
+    def __post_init__(self) -> None:
+        grouped = self.norm_type == "group"
+        needs(not grouped or all(c % GROUPS == 0 for c in self.channels), f"group norms need channels in groups of {GROUPS}")
 
     def torso_dtype(self, override: torch.dtype | None) -> torch.dtype:
         """Dtype of the convolutions inside the blocks."""
@@ -38,14 +40,14 @@ class _StructureParams:
 class SparseStructureEncoderParams(_StructureParams):
     """Shape of the encoder: one level per entry of `channels`, the grid halves between levels."""
 
-    in_channels: int = 1
+    in_channels: Literal[1] = 1
 
 
 @dataclass(frozen=True)
 class SparseStructureDecoderParams(_StructureParams):
     """Shape of the decoder: one level per entry of `channels`, the grid doubles between levels."""
 
-    out_channels: int = 1
+    out_channels: Width = 1
 
 
 class SparseStructureEncoder(nn.Module):
@@ -139,7 +141,7 @@ class _Head(nn.Sequential):
 
     def __init__(self, channels: int, out_channels: int, norm_type: str, ops: ModuleType, outer: dict[str, Any]) -> None:
         grouped = norm_type == "group"
-        norm = ops.GroupNorm(32, channels, **outer) if grouped else ops.LayerNorm(channels, **outer)
+        norm = ops.GroupNorm(GROUPS, channels, **outer) if grouped else ops.LayerNorm(channels, **outer)
         super().__init__(norm, nn.SiLU(), ops.Conv3d(channels, out_channels, 3, padding=1, **outer))
         self.grouped = grouped
 

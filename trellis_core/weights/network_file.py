@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import glob
 import importlib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
-from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..context import QUIET, RunContext
 from ..errors import WeightsError
+from ..outside import checked, read_object
 from . import gguf
+from .header import DTYPES, PICKLES, Stored, read_header, refuse_pickle
 from .low_precision import lower, rounded
 from .quantised import CODES, COMPANION, decode
 
@@ -46,8 +46,8 @@ NETWORKS = {
 ALIASES = {"ElasticSLatFlowModel": "SLatFlowModel"}
 """Published names of classes that differ from ours only in how they are trained."""
 
-PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
-PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+MAX_PARAMETERS = 16 * 10**9
+"""Of one network; the largest published one has 1.3 billion."""
 
 RECOMPUTED = re.compile(r"(.*\.)?(rope_phases|pos_emb)")
 """Buffers that a file may hold and that networks compute from their config."""
@@ -55,18 +55,8 @@ RECOMPUTED = re.compile(r"(.*\.)?(rope_phases|pos_emb)")
 UNUSED = re.compile(r"embeddings\.mask_token|norm\.(weight|bias)")
 """Parameters of the image encoder that a file may lack: nothing here reads them."""
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 READABLE = tuple(dict.fromkeys((*DTYPES, *CODES, *(kind.name for kind in gguf.KINDS.values()))))
 """What tensors may be stored as."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """One tensor in a file: its dtype as safetensors spells it, shape, and bytes."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    size: int
 
 
 @dataclass(frozen=True)
@@ -102,11 +92,10 @@ class NetworkFile:
         module, params = NETWORKS[self.name]
         home = importlib.import_module(f"..{module}", __package__)
         dtype = None if self.name == IMAGE_ENCODER else torso_dtype(ctx, self.args.get("dtype"))
-        try:
-            known = getattr(home, params).from_args(dict(self.args))
-            return getattr(home, self.name)(known, ops=ops, device="meta", dtype=dtype)
-        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-            raise WeightsError(f"The config of {self.file.stem} does not describe a {self.name}: {error}.") from error
+        known = getattr(home, params).from_args(
+            dict(self.args), f"The config of {self.file.stem} does not describe a {self.name}"
+        )
+        return getattr(home, self.name)(known, ops=ops, device="meta", dtype=dtype)
 
     @contextmanager
     def opened(self) -> Iterator[Callable[[str], Tensor]]:
@@ -179,6 +168,12 @@ def _has_bfloat16(device: torch.device) -> bool:
     return torch.cuda.is_available() and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
+@dataclass(frozen=True)
+class _Config:
+    name: Annotated[str, Field(max_length=100)]
+    args: dict[str, Any]
+
+
 def network_file(stem: Path) -> NetworkFile:
     """The network of `stem.json` and `stem.safetensors`, or else a GGUF file of that stem."""
     stem = Path(stem)
@@ -189,11 +184,16 @@ def network_file(stem: Path) -> NetworkFile:
     for path in (config, file):
         if not path.is_file():
             raise WeightsError(f"There is no file {path}.{_pickle_beside(stem)}")
-    content = read_json(config)
-    name = ALIASES.get(content.get("name"), content.get("name"))
-    if name not in NETWORKS or not isinstance(content.get("args"), dict):
-        raise WeightsError(f'{config} does not name a network of this family: "{name}". Known: {", ".join(NETWORKS)}.')
-    return NetworkFile(name, content["args"], file)
+    return described(read_object(config, raising=WeightsError), str(config), file)
+
+
+def described(config: Any, where: str, file: Path) -> NetworkFile:
+    """The network of `file` by its config as published, {"name": class, "args": {...}}, which was found at `where`."""
+    content = checked(_Config, config, f"{where} does not name a network", raising=WeightsError)
+    name = ALIASES.get(content.name, content.name)
+    if name not in NETWORKS:
+        raise WeightsError(f'{where} does not name a network of this family: "{name}". Known: {", ".join(NETWORKS)}.')
+    return NetworkFile(name, content.args, file)
 
 
 def image_encoder_file(folder: Path) -> NetworkFile:
@@ -202,80 +202,12 @@ def image_encoder_file(folder: Path) -> NetworkFile:
     for path in (config, file):
         if not path.is_file():
             raise WeightsError(f"There is no file {path}.{_pickle_beside(folder / 'pytorch_model')}")
-    return NetworkFile(IMAGE_ENCODER, read_json(config), file)
+    return NetworkFile(IMAGE_ENCODER, read_object(config, raising=WeightsError), file)
 
 
 def load_network(stem: Path, ctx: RunContext = QUIET) -> nn.Module:
     """Read the network of `stem.json` and `stem.safetensors`; see `NetworkFile.load`."""
     return network_file(stem).load(ctx)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, or `WeightsError`."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise WeightsError(f"{path} cannot be read as JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path} should hold a JSON object, not {type(content).__name__}.")
-    return content
-
-
-def refuse_pickle(path: Path) -> None:
-    """Raise for files that are Python pickles, by name or by content: opening one can run code."""
-    pickled = path.suffix.lower() in PICKLES
-    if not pickled and path.is_file():
-        with path.open("rb") as file:
-            pickled = file.read(4).startswith(PICKLE_STARTS)
-    if pickled:
-        raise WeightsError(
-            f"{path} is a Python pickle, which can run code when opened. Convert it to safetensors, or get the "
-            "safetensors version of these weights."
-        )
-
-
-def read_header(file: Path) -> dict[str, Stored]:
-    """The table of contents of a safetensors or GGUF file, checked against the file's size."""
-    stat = _stat(file)
-    return _read_header(file, stat.st_size, stat.st_mtime_ns)
-
-
-@cache
-def _read_header(file: Path, size: int, _changed: int) -> dict[str, Stored]:
-    refuse_pickle(file)
-    if file.suffix == ".gguf":
-        return {key: Stored(entry.kind.name, entry.shape, entry.size) for key, entry in gguf.read_table(file).items()}
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise WeightsError(f"{file} is cut short or not a safetensors file: {size} bytes hold no whole header.")
-        try:
-            table = json.loads(stream.read(length))
-            table.pop("__metadata__", None)
-            tensors = {}
-            for key, entry in sorted(table.items(), key=lambda item: item[1]["data_offsets"]):
-                start, end = entry["data_offsets"]
-                tensors[key] = Stored(entry["dtype"], tuple(entry["shape"]), end - start)
-                _check_extent(file, key, tensors[key], 8 + length + end, size)
-        except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise WeightsError(f"{file} is not a safetensors file, or its header is damaged: {error}.") from error
-    return tensors
-
-
-def _check_extent(file: Path, key: str, tensor: Stored, end: int, size: int) -> None:
-    if end > size:
-        raise WeightsError(
-            f'{file} is cut short: tensor "{key}" ends at byte {end}, the file has {size}. Download or copy it again.'
-        )
-    if tensor.dtype in DTYPES and prod(tensor.shape) * DTYPES[tensor.dtype].itemsize != tensor.size:
-        raise WeightsError(f'{file}: tensor "{key}" of shape {list(tensor.shape)} cannot take {tensor.size} bytes.')
-
-
-def _stat(file: Path):
-    try:
-        return file.stat()
-    except OSError as error:
-        raise WeightsError(f"{file} cannot be opened: {error.strerror}.") from error
 
 
 def _opened(file: Path):
@@ -301,6 +233,10 @@ def _match(network: NetworkFile, model: nn.Module) -> dict[str, Tensor]:
             problems.append(f'"{key}" is stored as {stored[key].dtype}; only {", ".join(READABLE)} can be read')
         elif stored[key].dtype == "I8" and not {key + "_scale", key.removesuffix("weight") + "scale_weight"} & stored.keys():
             problems.append(f'"{key}" is int8 and has no scale')
+    if (total := sum(blank.numel() for blank in blanks.values())) > MAX_PARAMETERS:
+        problems.append(
+            f"the config asks for {total / 1e9:,.0f} billion parameters, at most {MAX_PARAMETERS / 1e9:.0f} are read"
+        )
     if problems:
         raise WeightsError(f"{network.file} does not fit a {network.name}: {'; '.join(problems[:8])}.")
     return wanted

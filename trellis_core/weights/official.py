@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..network_params import Side
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -15,15 +17,15 @@ class Scale:
         output: voxels per axis of the decoded object.
     """
 
-    image_size: int
-    structure_grid: int
-    output: int
+    image_size: Side
+    structure_grid: Side
+    output: Side
 
 
 SCALES = {
-    "512": {"image_size": 512, "structure_grid": 32, "output": 512},
-    "1024": {"image_size": 1024, "structure_grid": 64, "output": 1024},
-    "1536": {"image_size": 1024, "structure_grid": 96, "output": 1536},
+    "512": Scale(image_size=512, structure_grid=32, output=512),
+    "1024": Scale(image_size=1024, structure_grid=64, output=1024),
+    "1536": Scale(image_size=1024, structure_grid=96, output=1536),
 }
 """Pixels of the picture, voxels of the latent grid and of the decoded object, per resolution."""
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from ..errors import WeightsError
-from .network_file import DTYPES, IMAGE_ENCODER, NetworkFile, Stored, read_header
+from .header import DTYPES, Stored, read_header
+from .network_file import IMAGE_ENCODER, NetworkFile
 from .quantised import CODES, COMPANION
 
 Header = Mapping[str, Stored]
