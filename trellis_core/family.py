@@ -19,6 +19,22 @@ from torch import Tensor, nn
 from .context import QUIET, RunContext
 from .errors import EXHAUSTED, InputError, OutOfBudgetError, WeightsError, is_exhaustion
 from .lora.apply import Use, applied
+from .roles import (
+    DECODER,
+    FLOW_STAGE,
+    IMAGE_ROLE,
+    NEEDED,
+    NORMALIZATION_KEY,
+    SAMPLER_KEY,
+    SHAPE_DECODER,
+    STRUCTURE_DECODER,
+    STRUCTURE_FLOW,
+    TEXTURE_DECODER,
+    Network,
+    Role,
+    flow_role,
+)
+from .settings import STAGES
 from .weights import official as published
 from .weights.compatibility import check_together
 from .weights.header import refuse_pickle
@@ -30,11 +46,6 @@ from .weights.repackaged import find_networks
 
 BUNDLED = {"mini": Path(__file__).parent / "mini"}
 """Families that ship with the program."""
-
-IMAGE_ROLE = "image_cond_model"
-CORE_ROLES = ("sparse_structure_flow_model", "sparse_structure_decoder", "shape_slat_decoder", "tex_slat_decoder")
-FLOW_ROLES = tuple(f"{kind}_slat_flow_model_{key}" for kind in ("shape", "tex") for key in (512, 1024))
-SAMPLER_KEYS = {"structure": "sparse_structure_sampler", "shape": "shape_slat_sampler", "texture": "tex_slat_sampler"}
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,7 @@ def read_and_drop(network: NetworkFile, ctx: RunContext, rows: int, loras: Seque
             torch.cuda.empty_cache()
 
 
-Hold = Callable[[NetworkFile, RunContext, int, Sequence[Use]], AbstractContextManager[nn.Module]]
+Hold = Callable[[NetworkFile, RunContext, int, Sequence[Use]], AbstractContextManager[Any]]
 """Has a network, changed by LoRAs, on the context's device for as long as a `with` lasts; told how large its input is."""
 
 
@@ -130,7 +141,7 @@ class Family:
     @property
     def resolutions(self) -> tuple[int, ...]:
         """Those that the networks at hand can make."""
-        pairs = {key: [f"{kind}_slat_flow_model_{min(key, 1024)}" for kind in ("shape", "tex")] for key in self.scales}
+        pairs = {key: [flow_role(stage, min(key, 1024)) for stage in ("shape", "texture")] for key in self.scales}
         return tuple(key for key, roles in pairs.items() if all(role in self.networks for role in roles))
 
     def route(self, resolution: int, cascade: bool = True) -> Route:
@@ -146,11 +157,11 @@ class Family:
             if self.structure_side % self.scales[1024].structure_grid:
                 raise InputError(f"The weights {self.name} reach resolution 1024 by the cascade only: leave it on.")
             return Route(None, 1024, 1024)
-        if "shape_slat_flow_model_512" not in self.networks:
+        if flow_role("shape", 512) not in self.networks:
             raise InputError(f"The weights {self.name} have no 512 shape network: turn the cascade off.")
         return Route(512, 1024, resolution)
 
-    def network(self, role: str, ctx: RunContext = QUIET, rows: int = 0) -> AbstractContextManager[nn.Module]:
+    def network(self, role: Role[Network], ctx: RunContext = QUIET, rows: int = 0) -> AbstractContextManager[Network]:
         """The network of `role` on the context's device for as long as a `with` lasts.
 
         Args:
@@ -160,9 +171,9 @@ class Family:
 
     def roles(self, route: Route) -> tuple[str, ...]:
         """The networks that a run along `route` reads, in order."""
-        shapes = [f"shape_slat_flow_model_{key}" for key in (route.low, route.model) if key]
-        texture = f"tex_slat_flow_model_{route.model}"
-        return (IMAGE_ROLE, *CORE_ROLES[:2], *shapes, CORE_ROLES[2], texture, CORE_ROLES[3])
+        shapes = [flow_role("shape", key) for key in (route.low, route.model) if key]
+        texture = flow_role("texture", route.model)
+        return (IMAGE_ROLE, STRUCTURE_FLOW, STRUCTURE_DECODER, *shapes, SHAPE_DECODER, texture, TEXTURE_DECODER)
 
 
 def load_family(
@@ -190,7 +201,7 @@ def _rounded(family: Family, precision: str) -> Family:
     if precision not in PRECISIONS:
         raise InputError(f'There is no precision "{precision}". Choose one of: {", ".join(PRECISIONS)}.')
     networks = {
-        role: replace(network, precision=precision) if "_flow_model" in role else network
+        role: replace(network, precision=precision) if role in FLOW_STAGE else network
         for role, network in family.networks.items()
     }
     return replace(family, networks=networks)
@@ -202,7 +213,7 @@ def find_encoder(family: Family, role: str) -> NetworkFile:
     Raises:
         WeightsError: the family has none; repackaged weights never do.
     """
-    root = next((p for p in family.networks[CORE_ROLES[2]].file.parents if (p / "pipeline.json").is_file()), None)
+    root = next((p for p in family.networks[SHAPE_DECODER].file.parents if (p / "pipeline.json").is_file()), None)
     if root is None:
         raise WeightsError(f"The weights {family.name} have no encoders: use the official folder with pipeline.json.")
     network = _find_network(root, read_pipeline(root).models.get(role) or published.ENCODERS[role])
@@ -228,12 +239,12 @@ def _locate(name_or_path: str | Path) -> Path:
 
 def _official(root: Path) -> Family:
     pipeline = read_pipeline(root)
-    wanted = [role for role in (*CORE_ROLES, *FLOW_ROLES) if pipeline.models.get(role)]
+    wanted = [role for role in (*DECODER.values(), *FLOW_STAGE) if pipeline.models.get(role)]
     networks = {role: _find_network(root, str(pipeline.models[role])) for role in wanted}
     networks[IMAGE_ROLE] = image_encoder_file(_find_image_encoder(root, pipeline.image_encoder))
-    entries = {stage: getattr(pipeline, key) or SamplerEntry() for stage, key in SAMPLER_KEYS.items()}
+    entries = {stage: getattr(pipeline, key) or SamplerEntry() for stage, key in SAMPLER_KEY.items()}
     samplers = {stage: Sampler(e.args.sigma_min, e.params.model_dump(exclude_none=True)) for stage, e in entries.items()}
-    spreads = pipeline.shape_slat_normalization, pipeline.tex_slat_normalization
+    spreads = [getattr(pipeline, key) for key in NORMALIZATION_KEY.values()]
     norms = [Normalization(*(torch.tensor(values) for values in (s.mean, s.std))) for s in spreads]
     scales = published.SCALES if pipeline.resolutions is None else pipeline.resolutions
     family = _assemble(root.name, networks, scales, samplers, *norms)
@@ -259,7 +270,7 @@ def _repackaged(path: Path, also: Sequence[Path]) -> Family:
             + " ".join(unread)
         )
     norms = [Normalization(*(torch.tensor(v) for v in pair)) for pair in (published.SHAPE_NORM, published.TEXTURE_NORM)]
-    return _assemble(path.stem, networks, published.SCALES, {s: Sampler() for s in SAMPLER_KEYS}, *norms)
+    return _assemble(path.stem, networks, published.SCALES, {s: Sampler() for s in STAGES}, *norms)
 
 
 def _candidates(path: Path) -> list[Path]:
@@ -278,15 +289,15 @@ def _assemble(
     shape_norm: Normalization,
     texture_norm: Normalization,
 ) -> Family:
-    if missing := [role for role in (*CORE_ROLES, IMAGE_ROLE) if role not in networks]:
+    if missing := [role for role in NEEDED if role not in networks]:
         raise WeightsError(f"The weights {name} are incomplete: no {', no '.join(missing)}.")
     known = {int(key): scale for key, scale in scales.items()}
     if 512 not in known:
         raise WeightsError(f'The "resolutions" of the weights {name} lack "512", the scale of the structure.')
     params = {role: network.check() for role, network in networks.items()}
     upscale = check_together(params, known, len(shape_norm.mean), len(texture_norm.mean))
-    levels = len(params["sparse_structure_decoder"].channels) - 1
-    side = params["sparse_structure_flow_model"].resolution * 2**levels
+    levels = len(params[STRUCTURE_DECODER].channels) - 1
+    side = params[STRUCTURE_FLOW].resolution * 2**levels
     family = Family(name, networks, known, samplers, shape_norm, texture_norm, upscale, side)
     if not family.resolutions:
         raise WeightsError(f"The weights {name} have no pair of shape and texture flows for one resolution.")

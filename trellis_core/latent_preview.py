@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .context import RunContext
 from .family import Family
+from .roles import SHAPE_DECODER, STRUCTURE_DECODER
 from .sampling import Estimate
 from .vae.structure import active_voxels
 
@@ -31,13 +32,13 @@ def glimpse(family: Family, estimate: Estimate, ctx: RunContext) -> Image.Image 
         return None
     if estimate.stage == "structure":
         latent = estimate.latent[:1]
-        with family.network("sparse_structure_decoder", ctx, latent[0, 0].numel()) as decoder:
+        with family.network(STRUCTURE_DECODER, ctx, latent[0, 0].numel()) as decoder:
             logits = decoder(latent)
         coords, grid = active_voxels(logits, logits.shape[-1]), logits.shape[-1]
     else:
         first = estimate.coords[:, 0] == 0
         rows = estimate.coords[first]
-        with family.network("shape_slat_decoder", ctx, len(rows)) as decoder:
+        with family.network(SHAPE_DECODER, ctx, len(rows)) as decoder:
             coords, grid = decoder.upsample(estimate.latent[first], rows, 1), 2 * estimate.grid
     return voxel_picture(coords[:, 1:].cpu(), grid) if len(coords) else None
 

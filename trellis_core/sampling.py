@@ -16,13 +16,13 @@ from .flow.attention import use_attention
 from .flow.prepared import PreparedFlow, prepare_slat
 from .flow.sampler import SamplerParams, flow_schedule, sample
 from .memory.plan import recovering
+from .roles import flow_role, flow_roles
 from .settings import SAMPLER_FIELDS, STAGE_PREFIX, GenerationSettings
 from .values import Condition
 
 LOADED = 0.15
 """Share of a sampling stage's progress that stands for reading its network."""
 
-_KIND = {"shape": "shape", "texture": "tex"}
 """Stage -> how the names of its networks begin."""
 
 
@@ -127,7 +127,7 @@ class LatentSampling:
         sampler = self.family.samplers[self.stage]
         params = sampler_params(self.settings, self.stage, sampler.params)
         times = flow_schedule(params.steps, params.rescale_t)
-        role, most = f"{_KIND[self.stage]}_slat_flow_model_{scale}", max(len(one) for one, _ in items)
+        role, most = flow_role(self.stage, scale), max(len(one) for one, _ in items)
         with self.family.network(role, ctx.part(0, LOADED), most) as flow, use_attention(ctx.attention):
             width = flow.params.in_channels - (0 if known is None else known.shape[1])
 
@@ -174,7 +174,7 @@ def made_with(family: Family, settings: GenerationSettings, stage: str, scale: i
     Args:
         scale: of the network that makes the stage's result; None for the structure.
     """
-    role = "sparse_structure_flow_model" if scale is None else f"{_KIND[stage]}_slat_flow_model_{scale}"
+    role = flow_roles(stage)[scale]
     loras = [f"{use.name} at {use.strength:g}" for use in family.loras.get(role, ()) if use.strength]
     used = {"weights": family.name, **sampler_values(settings, stage, family.samplers[stage].params)}
     used |= {"precision": family.networks[role].precision} if family.networks[role].precision else {}

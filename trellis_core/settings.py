@@ -41,8 +41,11 @@ Pivot = Literal["origin", "center", "ground"]
 UpAxis = Literal["y", "z"]
 Rasterizer = Literal["torch", "nvdiffrast"]
 
+STAGES = ("structure", "shape", "texture")
 STAGE_PREFIX = {"structure": "ss", "shape": "shape_slat", "texture": "tex_slat"}
-"""Our word for a sampling stage -> the prefix of its settings."""
+"""Stage -> prefix of its settings."""
+LORA_FIELD = {"structure": "sparse_structure_lora_url", "shape": "geometry_lora_url", "texture": "texture_lora_url"}
+"""Stage -> setting that names its LoRA."""
 
 SAMPLER_FIELDS = {
     "steps": ("sampling_steps",),
@@ -220,7 +223,7 @@ class GenerationSettings(BaseModel):
 
 SOURCE_FIELDS = ("image_url", "image_urls", "mesh_url")
 """Fields that name what is worked on."""
-LORA_FIELDS = ("sparse_structure_lora_url", "geometry_lora_url", "texture_lora_url")
+LORA_FIELDS = tuple(LORA_FIELD.values())
 MESH_FIELDS = tuple(n for n in GenerationSettings.model_fields if n.startswith(("remesh", "uv_unwrap_")))
 FINISH_FIELDS = (
     "faces", "normal_map", "occlusion_map", "alpha_mode", "image_format", "image_quality", "compression", "pivot",

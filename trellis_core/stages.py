@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .context import QUIET, RunContext
 from .errors import EmptyResultError, InputError
-from .family import IMAGE_ROLE, Family, Route
+from .family import Family, Route
 from .flow.attention import use_attention
 from .flow.prepared import prepare_structure
 from .flow.sampler import flow_schedule
@@ -30,6 +30,7 @@ from .memory.plan import recovering
 from .noise import item_seed, state_of, streams, streams_at
 from .ovoxel.dual_grid import dual_grid_to_mesh
 from .preflight import check_run
+from .roles import IMAGE_ROLE, SHAPE_DECODER, STRUCTURE_DECODER, STRUCTURE_FLOW, TEXTURE_DECODER
 from .sampling import LOADED, Estimate, LatentSampling, Watch, denoise, made_with, numbered, rows_of, sampler_params, tokens_of
 from .settings import LORA_FIELDS, GenerationSettings, resolve_seed
 from .sparse.libraries import use_convolution
@@ -119,10 +120,9 @@ def sample_structure(
     noise = streams(seed, samples)
     sampler = family.samplers["structure"]
     params = sampler_params(settings, "structure", sampler.params)
-    role = "sparse_structure_flow_model"
-    side = family.networks[role].args["resolution"]
+    side = family.networks[STRUCTURE_FLOW].args["resolution"]
     on_step = watch and (lambda i, x, x0: watch(Estimate("structure", i + 1, params.steps, x0)))
-    with family.network(role, ctx.part(0.0, LOADED), side**3) as flow, use_attention(ctx.attention):
+    with family.network(STRUCTURE_FLOW, ctx.part(0.0, LOADED), side**3) as flow, use_attention(ctx.attention):
 
         def walk(ctx: RunContext, index: int) -> Tensor:
             cond = tokens[index % len(tokens)][None].to(ctx.device)
@@ -134,7 +134,7 @@ def sample_structure(
 
         latents = [walk(part, index) for index, part in enumerate(ctx.part(LOADED, 0.9).split(samples))]
     grid = family.scales[route.start].structure_grid
-    with family.network("sparse_structure_decoder", ctx.part(0.9, 0.95), side**3) as decoder:
+    with family.network(STRUCTURE_DECODER, ctx.part(0.9, 0.95), side**3) as decoder:
         found = [recovering(ctx, lambda _: active_voxels(decoder(z), grid)).cpu() for z in latents]  # noqa: B023
     coords = numbered(found)
     _refuse_empty(coords, samples, "The structure")
@@ -241,7 +241,7 @@ def decode(
     items = [rows_of(shape.coords, index) for index in range(shape.samples)]
     most = max(len(coords) for coords, _ in items)
     surfaces, guides, attrs = [], [], []
-    with use_convolution(ctx.convolution), family.network("shape_slat_decoder", ctx.part(0.0, 0.1), most) as decoder:
+    with use_convolution(ctx.convolution), family.network(SHAPE_DECODER, ctx.part(0.0, 0.1), most) as decoder:
         for (coords, rows), part in zip(items, ctx.part(0.1, 0.45).split(shape.samples), strict=True):
             latent = shape.feats[rows].to(ctx.device), coords.to(ctx.device)
             decoding = recovering(part, lambda c: decoder(*latent, ctx=c))  # noqa: B023
@@ -250,7 +250,7 @@ def decode(
             guides.append(decoding.subdivisions)
             del decoding  # on the device the rest of it would lie beside the painting
     if texture is not None:
-        with use_convolution(ctx.convolution), family.network("tex_slat_decoder", ctx.part(0.45, 0.55), most) as decoder:
+        with use_convolution(ctx.convolution), family.network(TEXTURE_DECODER, ctx.part(0.45, 0.55), most) as decoder:
             parts = ctx.part(0.55, 0.9).split(shape.samples)
             for (coords, rows), guide, part in zip(items, guides, parts, strict=True):
                 latent = texture.feats[rows].to(ctx.device), coords.to(ctx.device), guide
@@ -366,7 +366,7 @@ def _upsample(family: Family, feats: Tensor, coords: Tensor, ctx: RunContext) ->
     items = [rows_of(coords, index) for index in range(int(coords[-1, 0]) + 1)]
     most = max(len(one) for one, _ in items)
     fine = []
-    with use_convolution(ctx.convolution), family.network("shape_slat_decoder", ctx.part(0.0, 0.3), most) as decoder:
+    with use_convolution(ctx.convolution), family.network(SHAPE_DECODER, ctx.part(0.0, 0.3), most) as decoder:
         levels = len(decoder.params.num_blocks) - 1
         for (one, rows), part in zip(items, ctx.part(0.3, 1.0).split(len(items)), strict=True):
             latent = feats[rows].to(ctx.device), one.to(ctx.device)

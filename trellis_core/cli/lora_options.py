@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 
 from ..lora.names import DTYPES, FORMATS
+from ..settings import STAGES
 
-SLOTS = ("auto", "structure", "shape", "texture", "shape-512", "shape-1024", "texture-512", "texture-1024")
+SLOTS = ("auto", *STAGES, "shape-512", "shape-1024", "texture-512", "texture-1024")
 """What a LoRA can be for: a stage, or one of its networks."""
 
 
@@ -59,7 +60,7 @@ def add_train_command(commands: argparse._SubParsersAction) -> None:
     train.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the LoRAs go; the same folder goes on")
     train.add_argument("--family", default="mini", metavar="NAME|PATH", help="weights to train on (default: mini)")
     train.add_argument(
-        "--stage", action="append", choices=SLOTS[1:4], required=True, help="may be given several times, one LoRA each"
+        "--stage", action="append", choices=STAGES, required=True, help="may be given several times, one LoRA each"
     )
     train.add_argument("--resolution", type=int, choices=(512, 1024), default=512, help="(default: 512)")
     train.add_argument("--rank", type=int, choices=(16, 32, 64), default=32, help="(default: 32)")

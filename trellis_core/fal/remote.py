@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ..errors import InputError
-from ..settings import LORA_FIELDS, GenerationSettings
+from ..settings import LORA_FIELD, GenerationSettings
 from .client import FalClient, RemoteError, State, Unanswered, arguments_for
 from .open_requests import Notebook
 
 if TYPE_CHECKING:
     from ..lora.stack import Lora
-
-FIELD_OF_STAGE = dict(zip(("structure", "shape", "texture"), LORA_FIELDS, strict=True))
 
 
 @dataclass(frozen=True)
@@ -140,7 +138,7 @@ def lora_files(loras: Sequence[Lora]) -> tuple[dict[str, bytes], list[str]]:
         for (stage, resolution), deltas in parts_of(loras).items():
             if stage is None:
                 raise InputError("It is not known for which stage one of the LoRAs is: choose it on its Load LoRA node.")
-            field = FIELD_OF_STAGE[stage]
+            field = LORA_FIELD[stage]
             if field in files:
                 raise InputError(f"The API takes one LoRA for the {stage} stage: choose the same resolution for all of them.")
             path = save(Path(folder) / f"{field}.safetensors", {(stage, resolution): deltas})

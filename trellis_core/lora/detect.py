@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..settings import STAGES
 from .deltas import LowRank
 from .read import Adapter, LoraFile
 
@@ -47,7 +48,7 @@ class Origin:
         return self.stages[0] if len(self.stages) == 1 else None
 
 
-def origin_of(file: LoraFile, adapter: Adapter, fitting: Sequence[str] = ("structure", "shape", "texture")) -> Origin:
+def origin_of(file: LoraFile, adapter: Adapter, fitting: Sequence[str] = STAGES) -> Origin:
     """What an adapter of a file was made for.
 
     Args:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from ..roles import flow_roles
+from ..settings import STAGES
+
 FORMATS = ("peft", "comfy", "kohya")
 """How the keys of a file may be spelled."""
 DTYPES = ("fp16", "bf16", "fp32")
@@ -23,20 +26,14 @@ LOOSE = ("gamma", "modulation")
 """Ends of the targets that are parameters themselves and not layers."""
 
 SUBMODELS = {
-    "sparse_structure_flow_model": ("structure", None),
+    **{role: (stage, scale) for stage in STAGES for scale, role in flow_roles(stage).items()},
+    **{stage: (stage, None) for stage in STAGES},
     "sparse_structure": ("structure", None),
     "structure_model": ("structure", None),
-    "structure": ("structure", None),
-    "shape_slat_flow_model_512": ("shape", 512),
-    "shape_slat_flow_model_1024": ("shape", 1024),
     "img2shape_512": ("shape", 512),
     "img2shape": ("shape", 1024),
     "geometry": ("shape", None),
-    "shape": ("shape", None),
-    "tex_slat_flow_model_512": ("texture", 512),
-    "tex_slat_flow_model_1024": ("texture", 1024),
     "shape2txt": ("texture", 1024),
-    "texture": ("texture", None),
 }
 """Name of a sub-model in front of a key -> stage and resolution."""
 

@@ -13,7 +13,7 @@ from ..context import QUIET, RunContext
 from ..errors import InputError, WeightsError
 from ..fetch import fetch_file
 from ..files import DiskError, locked, make_folder, user_cache
-from ..settings import LORA_FIELDS, GenerationSettings
+from ..settings import LORA_FIELD, GenerationSettings
 from ..weights.header import read_header
 from .read import MAX_BYTES
 from .stack import Lora
@@ -26,9 +26,6 @@ CACHE_BYTES = 8 << 30
 
 _NEW = ".new-"
 """Begins the names of folders that files are fetched into; their process holds the lock inside."""
-
-FIELD_STAGES = dict(zip(LORA_FIELDS, ("structure", "shape", "texture"), strict=True))
-"""Setting -> stage."""
 
 
 def default_folders() -> tuple[Path, ...]:
@@ -50,7 +47,7 @@ def loras_of(
     ctx: RunContext = QUIET,
 ) -> list[Lora]:
     """The LoRAs that settings name, each for the stage of its field, at full strength. See `find_lora`."""
-    named = {stage: getattr(settings, field) for field, stage in FIELD_STAGES.items()}
+    named = {stage: getattr(settings, field) for stage, field in LORA_FIELD.items()}
     found = {stage: find_lora(text, folders, cache=cache, trusted=trusted, ctx=ctx) for stage, text in named.items() if text}
     return [Lora(path, stage=stage) for stage, path in found.items()]
 

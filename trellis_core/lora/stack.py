@@ -12,6 +12,8 @@ import torch
 
 from ..errors import InputError, WeightsError
 from ..family import Family, Route
+from ..roles import STRUCTURE_FLOW, flow_roles
+from ..settings import STAGES
 from ..weights.network_file import NetworkFile
 from .apply import Use
 from .deltas import Delta
@@ -19,9 +21,6 @@ from .detect import GUESSED, Origin, by_magnitude, magnitude_names, origin_of
 from .read import Adapter, LoraFile, read_lora
 from .report import MatchReport
 
-STAGES = ("structure", "shape", "texture")
-KINDS = {"shape": "shape", "texture": "tex"}
-STRUCTURE_ROLE = "sparse_structure_flow_model"
 V1_WIDTH = 1024
 
 
@@ -151,10 +150,7 @@ def _doubt(origin: Origin, lora: Lora) -> str:
 
 def _roles_of(family: Family, stage: str) -> dict[int | None, str]:
     """Resolution -> role of a stage's networks; None for the structure, which has one for all."""
-    if stage == "structure":
-        return {None: STRUCTURE_ROLE}
-    roles = {key: f"{KINDS[stage]}_slat_flow_model_{key}" for key in (512, 1024)}
-    return {key: role for key, role in roles.items() if role in family.networks}
+    return {key: role for key, role in flow_roles(stage).items() if role in family.networks}
 
 
 def _roles(family: Family, lora: Lora, origin: Origin, route: Route) -> tuple[list[str], list[str]]:
@@ -165,7 +161,7 @@ def _roles(family: Family, lora: Lora, origin: Origin, route: Route) -> tuple[li
     elif origin.certainty == GUESSED and lora.stage is None:
         warnings.append(f"the stage is {origin.evidence}; choose it if that is wrong")
     if stage == "structure":
-        return [STRUCTURE_ROLE], warnings
+        return [STRUCTURE_FLOW], warnings
     passes = [key for key in ((route.low, route.model) if stage == "shape" else (route.model,)) if key]
     wanted = lora.resolution or origin.resolution or route.model
     chosen = wanted if wanted in passes else route.model

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import InputError, WeightsError
 from ..files import write_whole
+from ..roles import flow_role
 from .apply import Use, collect
 from .deltas import Delta, Difference, Hadamard, Kronecker, LowRank, Replacement
 from .detect import CERTAIN, origin_of
@@ -32,7 +33,7 @@ SUBMODELS = {
     ("structure", None): "structure_model",
     ("shape", 512): "img2shape_512",
     ("shape", 1024): "img2shape",
-    ("texture", 512): "tex_slat_flow_model_512",
+    ("texture", 512): flow_role("texture", 512),
     ("texture", 1024): "shape2txt",
 }
 """Stage and resolution -> its sub-model, for files that hold several."""

@@ -12,9 +12,10 @@ import torch
 
 from ..context import RunContext
 from ..errors import EXHAUSTED, OutOfBudgetError, is_exhaustion
-from ..family import IMAGE_ROLE, Family, Route, read_and_drop
+from ..family import Family, Route, read_and_drop
 from ..kernels import works_on
 from ..lora.apply import Use
+from ..roles import IMAGE_ROLE, STRUCTURE_DECODER, STRUCTURE_FLOW, flow_role
 from ..settings import GenerationSettings
 from ..weights.network_file import NetworkFile
 from .footprint import activation_bytes
@@ -119,9 +120,9 @@ def _plan(family: Family, settings: GenerationSettings, route: Route, ctx: RunCo
         rows, scale = fine, route.model
         if role == IMAGE_ROLE:
             rows = max(family.scales[key].image_size for key in (512, route.start, route.model)) ** 2
-        elif role.startswith("sparse_structure"):
-            rows, scale = family.networks["sparse_structure_flow_model"].args["resolution"] ** 3, 512
-        elif role == f"shape_slat_flow_model_{route.low}":
+        elif role in (STRUCTURE_FLOW, STRUCTURE_DECODER):
+            rows, scale = family.networks[STRUCTURE_FLOW].args["resolution"] ** 3, 512
+        elif route.low and role == flow_role("shape", route.low):
             rows, scale = coarse, route.low
         steps.append(_step(family, role, rows, scale, ctx))
     return Plan(tuple(steps), ctx, settings)

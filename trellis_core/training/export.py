@@ -16,6 +16,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..files import write_tensors, write_whole
+from ..roles import (
+    IMAGE_ROLE,
+    SAMPLER_KEY,
+    SHAPE_DECODER,
+    SHAPE_ENCODER,
+    STRUCTURE_DECODER,
+    STRUCTURE_ENCODER,
+    STRUCTURE_FLOW,
+    TEXTURE_DECODER,
+    TEXTURE_ENCODER,
+    flow_role,
+)
 from .loop import load_averaged
 from .mini.cache import ShapeLatents, TextureLatents, cache_file
 from .mini.flows import SHAPE_SAMPLER, STRUCTURE_SAMPLER, TEXTURE_SAMPLER
@@ -26,26 +38,26 @@ from .mini.stages import structure_scale
 PUBLISHED = ("steps", "guidance_strength", "guidance_rescale", "guidance_interval", "rescale_t")
 """Sampler parameters that pipeline.json knows."""
 MODELS = {
-    "sparse_structure_encoder": "ss_enc",
-    "sparse_structure_decoder": "ss_dec",
-    "sparse_structure_flow_model": "ss_flow",
-    "shape_slat_encoder": "shape_enc",
-    "shape_slat_decoder": "shape_dec",
-    "shape_slat_flow_model_512": "shape_flow",
-    "shape_slat_flow_model_1024": "shape_flow",
-    "tex_slat_encoder": "tex_enc",
-    "tex_slat_decoder": "tex_dec",
-    "tex_slat_flow_model_512": "tex_flow",
-    "tex_slat_flow_model_1024": "tex_flow",
+    STRUCTURE_ENCODER: "ss_enc",
+    STRUCTURE_DECODER: "ss_dec",
+    STRUCTURE_FLOW: "ss_flow",
+    SHAPE_ENCODER: "shape_enc",
+    SHAPE_DECODER: "shape_dec",
+    flow_role("shape", 512): "shape_flow",
+    flow_role("shape", 1024): "shape_flow",
+    TEXTURE_ENCODER: "tex_enc",
+    TEXTURE_DECODER: "tex_dec",
+    flow_role("texture", 512): "tex_flow",
+    flow_role("texture", 1024): "tex_flow",
 }
 
 
 def pipeline_config(normalization: dict[str, tuple[Tensor, Tensor]], name: str = "Trellis2ImageTo3DPipeline") -> dict:
     """The contents of pipeline.json (spec A 1.3); normalization: shape and tex (mean, std) [C]."""
     samplers = {
-        "sparse_structure_sampler": STRUCTURE_SAMPLER,
-        "shape_slat_sampler": SHAPE_SAMPLER,
-        "tex_slat_sampler": TEXTURE_SAMPLER,
+        SAMPLER_KEY["structure"]: STRUCTURE_SAMPLER,
+        SAMPLER_KEY["shape"]: SHAPE_SAMPLER,
+        SAMPLER_KEY["texture"]: TEXTURE_SAMPLER,
     }
     return {
         "name": name,
@@ -63,7 +75,7 @@ def pipeline_config(normalization: dict[str, tuple[Tensor, Tensor]], name: str =
                 f"{kind}_slat_normalization": {"mean": mean.tolist(), "std": std.tolist()}
                 for kind, (mean, std) in normalization.items()
             },
-            "image_cond_model": {"name": "DinoV3FeatureExtractor", "args": {"model_name": "dinov3", "image_size": 64}},
+            IMAGE_ROLE: {"name": "DinoV3FeatureExtractor", "args": {"model_name": "dinov3", "image_size": 64}},
             "rembg_model": None,
             "default_pipeline_type": "512",
             "resolutions": RESOLUTIONS,

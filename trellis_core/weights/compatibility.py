@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import WeightsError
+from ..roles import DECODER, FLOW_STAGE, IMAGE_ROLE, SHAPE_DECODER, STRUCTURE_DECODER, STRUCTURE_FLOW, TEXTURE_DECODER
 from .official import Scale
 
 Fact = tuple[str, object, str, object]
@@ -23,7 +24,7 @@ def check_together(params: Mapping[str, Any], scales: Mapping[int, Scale], shape
     Returns:
         Decoded voxels per latent voxel and axis.
     """
-    shape, texture = params["shape_slat_decoder"], params["tex_slat_decoder"]
+    shape, texture = params[SHAPE_DECODER], params[TEXTURE_DECODER]
     upscale = 2 ** (len(shape.num_blocks) - 1)
     facts = [
         ("shape normalisation", shape_channels, "shape decoder input", shape.latent_channels),
@@ -42,22 +43,19 @@ def check_together(params: Mapping[str, Any], scales: Mapping[int, Scale], shape
 
 
 def _flow_facts(params: Mapping[str, Any]) -> Iterator[Fact]:
-    shape, texture = params["shape_slat_decoder"], params["tex_slat_decoder"]
-    decoders = {"sparse": params["sparse_structure_decoder"], "shape": shape, "tex": texture}
-    for role, flow in params.items():
-        if "flow_model" not in role:
+    for role, stage in FLOW_STAGE.items():
+        if role not in params:
             continue
-        kind = role.split("_")[0]
-        latent = decoders[kind].latent_channels
-        known = shape.latent_channels if kind == "tex" else 0
-        yield f"{role} condition", flow.cond_channels, "image encoder output", params["image_cond_model"].hidden_size
+        flow, latent = params[role], params[DECODER[stage]].latent_channels
+        known = params[SHAPE_DECODER].latent_channels if stage == "texture" else 0
+        yield f"{role} condition", flow.cond_channels, "image encoder output", params[IMAGE_ROLE].hidden_size
         yield f"{role} output", flow.out_channels, "its decoder's input", latent
         yield f"{role} input", flow.in_channels, "its latent and what it knows", latent + known
 
 
 def _scale_facts(params: Mapping[str, Any], scales: Mapping[int, Scale], upscale: int) -> Iterator[Fact]:
-    structure, image = params["sparse_structure_decoder"], params["image_cond_model"]
-    fine = params["sparse_structure_flow_model"].resolution * 2 ** (len(structure.channels) - 1)
+    structure, image = params[STRUCTURE_DECODER], params[IMAGE_ROLE]
+    fine = params[STRUCTURE_FLOW].resolution * 2 ** (len(structure.channels) - 1)
     for key, scale in scales.items():
         yield f"output at {key}", scale.output, "grid times decoder upscale", scale.structure_grid * upscale
         yield f"image size at {key} over patches, rest", scale.image_size % image.patch_size, "needed", 0

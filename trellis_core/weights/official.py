@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..network_params import Side
+from ..roles import SHAPE_ENCODER, STRUCTURE_ENCODER, TEXTURE_ENCODER
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ TEXTURE_NORM = (
 """Mean and spread of the 32 texture latent channels."""
 
 ENCODERS = {
-    "sparse_structure_encoder": "microsoft/TRELLIS-image-large/ckpts/ss_enc_conv3d_16l8_fp16",
-    "shape_slat_encoder": "ckpts/shape_enc_next_dc_f16c32_fp16",
-    "tex_slat_encoder": "ckpts/tex_enc_next_dc_f16c32_fp16",
+    STRUCTURE_ENCODER: "microsoft/TRELLIS-image-large/ckpts/ss_enc_conv3d_16l8_fp16",
+    SHAPE_ENCODER: "ckpts/shape_enc_next_dc_f16c32_fp16",
+    TEXTURE_ENCODER: "ckpts/tex_enc_next_dc_f16c32_fp16",
 }
 """Where the official encoders lie, which pipeline.json does not name."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import WeightsError
+from ..roles import IMAGE_ROLE, SHAPE_DECODER, STRUCTURE_DECODER, STRUCTURE_FLOW, TEXTURE_DECODER, flow_role
 from .header import DTYPES, Stored, read_header
 from .network_file import IMAGE_ENCODER, NetworkFile
 from .quantised import CODES, COMPANION
@@ -125,20 +126,20 @@ def _numbers(part: Header, pattern: str) -> list[tuple[int, ...]]:
 _FLOW = "t_embedder.mlp.0.weight"
 
 LAYOUT: dict[str, tuple[tuple[str, ...], str, str, Callable[[Header], dict[str, Any]]]] = {
-    "sparse_structure_flow_model": (
+    STRUCTURE_FLOW: (
         ("model.structure_model.", "structure_model."), "SparseStructureFlowModel", _FLOW, _flow_args,
     ),
-    "shape_slat_flow_model_512": (("model.img2shape_512.", "img2shape_512."), "SLatFlowModel", _FLOW, _flow_args),
-    "shape_slat_flow_model_1024": (("model.img2shape.", "img2shape."), "SLatFlowModel", _FLOW, _flow_args),
-    "tex_slat_flow_model_1024": (("model.shape2txt.", "shape2txt."), "SLatFlowModel", _FLOW, _flow_args),
-    "sparse_structure_decoder": (
+    flow_role("shape", 512): (("model.img2shape_512.", "img2shape_512."), "SLatFlowModel", _FLOW, _flow_args),
+    flow_role("shape", 1024): (("model.img2shape.", "img2shape."), "SLatFlowModel", _FLOW, _flow_args),
+    flow_role("texture", 1024): (("model.shape2txt.", "shape2txt."), "SLatFlowModel", _FLOW, _flow_args),
+    STRUCTURE_DECODER: (
         ("struct_dec.",), "SparseStructureDecoder", "middle_block.0.conv1.weight", _structure_decoder_args,
     ),
-    "shape_slat_decoder": (
+    SHAPE_DECODER: (
         ("shape_dec.",), "FlexiDualGridVaeDecoder", "from_latent.weight", _sparse_decoder_args,
     ),
-    "tex_slat_decoder": (("txt_dec.",), "SparseUnetVaeDecoder", "from_latent.weight", _sparse_decoder_args),
-    "image_cond_model": (
+    TEXTURE_DECODER: (("txt_dec.",), "SparseUnetVaeDecoder", "from_latent.weight", _sparse_decoder_args),
+    IMAGE_ROLE: (
         ("",), IMAGE_ENCODER, "embeddings.patch_embeddings.weight", _image_encoder_args,
     ),
 }  # fmt: skip

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...context import RunContext
 from ...errors import WeightsError
-from ...settings import LORA_FIELDS, resolve_seed
+from ...settings import LORA_FIELD, resolve_seed
 from ..endpoints import result
 from ..errors import field_error
 from .inputs import Inputs, Reader
@@ -22,8 +22,6 @@ from .store import FileStore
 if TYPE_CHECKING:
     from ...family import Family
     from ...image.preprocess import Matte
-
-LORA_STAGES = dict(zip(LORA_FIELDS, ("structure", "shape", "texture"), strict=True))
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ def maker(family: Family, matte: Matte | None, device: str = "cpu") -> Make:
         ctx = replace(ctx, device=torch.device(device))
         settings = inputs.settings.model_copy(update={"seed": resolve_seed(inputs.settings.seed)})
         route = family.route(settings.resolution, settings.cascade)
-        loras = [Lora(path, stage=LORA_STAGES[field]) for field, path in inputs.loras.items()]
+        loras = [Lora(inputs.loras[field], stage=stage) for stage, field in LORA_FIELD.items() if field in inputs.loras]
         try:
             changed = place(family, loras, route)[0] if loras else family
         except WeightsError as error:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...context import QUIET, RunContext
 from ...errors import InputError
-from ...family import IMAGE_ROLE, Family, find_encoder
+from ...family import Family, find_encoder
 from ...files import write_tensors
 from ...gltf.read_textured import read_textured_mesh
 from ...image.dino import image_to_pixels
@@ -30,6 +30,15 @@ from ...mesh.frames import z_up_to_y_up
 from ...ovoxel.textured_mesh import TexturedMesh, textured_mesh_to_attributes
 from ...ovoxel.voxelize import mesh_to_dual_grid
 from ...preview import Camera, Surface, render
+from ...roles import (
+    IMAGE_ROLE,
+    SHAPE_DECODER,
+    SHAPE_ENCODER,
+    STRUCTURE_DECODER,
+    STRUCTURE_ENCODER,
+    TEXTURE_DECODER,
+    TEXTURE_ENCODER,
+)
 from ...vae.sparse_unet import dual_grid_features
 
 MODELS = (".glb", ".gltf", ".obj", ".ply", ".stl")
@@ -189,8 +198,8 @@ def _encode(objects: list[_Object], family: Family, resolution: int, ctx: RunCon
             found.append((latent.mean.float().cpu(), latent.coords[:, 1:].cpu()))
         return found
 
-    shape = latents("shape_slat_encoder", [o.features for o in objects], ctx.part(0.0, 0.4))
-    texture = latents("tex_slat_encoder", [o.attributes * 2 - 1 for o in objects], ctx.part(0.4, 0.8))
+    shape = latents(SHAPE_ENCODER, [o.features for o in objects], ctx.part(0.0, 0.4))
+    texture = latents(TEXTURE_ENCODER, [o.attributes * 2 - 1 for o in objects], ctx.part(0.4, 0.8))
     for (_, a), (_, b) in zip(shape, texture, strict=True):
         assert torch.equal(a, b)
     structure = _structures(objects, family, scale.output, ctx)
@@ -217,7 +226,7 @@ def _encode(objects: list[_Object], family: Family, resolution: int, ctx: RunCon
 
 def _structures(objects: list[_Object], family: Family, output: int, ctx: RunContext) -> Tensor:
     side = family.structure_side
-    encoder = find_encoder(family, "sparse_structure_encoder").load(ctx)
+    encoder = find_encoder(family, STRUCTURE_ENCODER).load(ctx)
     found = []
     for item in objects:
         filled = torch.zeros(1, 1, side, side, side)
@@ -277,9 +286,8 @@ def _stored(file: Path, wanted: Mapping[str, str]) -> Prepared:
 
 def _stamp(family: Family) -> str:
     """Changes when the networks that latents are made with do."""
-    roles = ("shape_slat_decoder", "tex_slat_decoder", "sparse_structure_decoder", IMAGE_ROLE)
     digest = hashlib.sha256()
-    for role in roles:
+    for role in (SHAPE_DECODER, TEXTURE_DECODER, STRUCTURE_DECODER, IMAGE_ROLE):
         with family.networks[role].file.open("rb") as file:
             digest.update(file.read(1 << 20))
     return f"{family.name}:{digest.hexdigest()[:16]}"

@@ -13,6 +13,7 @@ from ...latent_preview import voxel_picture
 from ...mesh.frames import z_up_to_y_up
 from ...ovoxel.attributes import sample_attributes
 from ...preview import Surface, render
+from ...roles import STRUCTURE_DECODER
 from ...sampling import sampler_params
 from ...settings import GenerationSettings
 from ...stages import decode
@@ -39,7 +40,7 @@ def draw_sample(family: Family, stage: str, model: nn.Module, data: Prepared, re
     if stage == "structure":
         noise = torch.randn(data.structure[:count].shape, generator=generator).to(ctx.device)
         z = sample(model, noise, params, **common)
-        with family.network("sparse_structure_decoder", ctx) as decoder:
+        with family.network(STRUCTURE_DECODER, ctx) as decoder:
             logits = decoder(z)
         on = active_voxels(logits, logits.shape[-1]).cpu()
         return _row([voxel_picture(on[on[:, 0] == i, 1:], logits.shape[-1], SIDE) for i in range(count)])

@@ -25,12 +25,12 @@ from ...family import BUNDLED, Family, load_family
 from ...files import write_state, write_whole
 from ...lora.deltas import Delta, LowRank
 from ...lora.write import save
+from ...roles import flow_roles
 from ..losses import TimeSchedule, diffuse, drop_condition
 from .data import Prepared, Views, prepare
 from .loss_plot import draw_curve
 from .samples import draw_sample
 
-ROLES = {"structure": "sparse_structure_flow_model", "shape": "shape_slat_flow_model_{}", "texture": "tex_slat_flow_model_{}"}
 TIMES = {
     "structure": TimeSchedule("logitNormal", 1.0, 1.0),
     "shape": TimeSchedule("uniform"),
@@ -113,7 +113,8 @@ def train(family: Family, stage: str, data: Prepared, resolution: int, recipe: R
         InputError: PEFT is not installed, or the folder holds a run with another recipe.
     """
     peft = _peft()
-    role = ROLES[stage].format(resolution)
+    roles = flow_roles(stage)
+    role = roles.get(resolution) or roles[None]
     folder = out / stage
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     with family.network(role, ctx) as model:
