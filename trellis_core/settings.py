@@ -64,154 +64,176 @@ class GenerationSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    image_url: str | None = Field(None, description="Where the picture is: a web address or a data URI.")
+    image_url: str | None = Field(default=None, description="Where the picture is: a web address or a data URI.")
     image_urls: Views | None = Field(
-        None, description="Where several pictures of one object are, seen from different sides: web addresses or data URIs."
+        default=None,
+        description="Where several pictures of one object are, seen from different sides: web addresses or data URIs.",
     )
     mesh_url: str | None = Field(
-        None, description="Where the model is that gets a new texture: a web address of a GLB, OBJ, PLY or STL file."
+        default=None, description="Where the model is that gets a new texture: a web address of a GLB, OBJ, PLY or STL file."
     )
     sparse_structure_lora_url: str | None = Field(
-        None, description="LoRA (.safetensors) for the structure stage: changes the rough form and its proportions."
+        default=None, description="LoRA (.safetensors) for the structure stage: changes the rough form and its proportions."
     )
     geometry_lora_url: str | None = Field(
-        None, description="LoRA (.safetensors) for the shape stage: changes the style of the surface detail."
+        default=None, description="LoRA (.safetensors) for the shape stage: changes the style of the surface detail."
     )
     texture_lora_url: str | None = Field(
-        None, description="LoRA (.safetensors) for the texture stage: changes the style of colour and material."
+        default=None, description="LoRA (.safetensors) for the texture stage: changes the style of colour and material."
     )
     seed: int | None = Field(
-        None, ge=0, lt=SEED_LIMIT, description="Same seed and settings, same model. Left out: a new one every time."
+        default=None, ge=0, lt=SEED_LIMIT, description="Same seed and settings, same model. Left out: a new one every time."
     )
     resolution: Resolution = Field(
-        1024, description="Voxels per axis of the finished model. More shows finer detail and takes far longer."
+        default=1024, description="Voxels per axis of the finished model. More shows finer detail and takes far longer."
     )
 
     ss_guidance_strength: Strength = Field(
-        7.5, description="How closely the rough form keeps to the picture. 1 is free, too high makes it exaggerated."
+        default=7.5, description="How closely the rough form keeps to the picture. 1 is free, too high makes it exaggerated."
     )
     ss_guidance_rescale: Unit = Field(
-        0.7, description="Tames the overshoot of strong guidance in the rough form. 0 leaves guidance as it is."
+        default=0.7, description="Tames the overshoot of strong guidance in the rough form. 0 leaves guidance as it is."
     )
     ss_guidance_interval_start: Unit = Field(
-        0.6, description="Guidance of the rough form acts while flow time (1 noise, 0 done) is at or above this."
+        default=0.6, description="Guidance of the rough form acts while flow time (1 noise, 0 done) is at or above this."
     )
     ss_guidance_interval_end: IntervalEnd = Field(
-        1.0, description="Guidance of the rough form acts while flow time (1 noise, 0 done) is at or below this."
+        default=1.0, description="Guidance of the rough form acts while flow time (1 noise, 0 done) is at or below this."
     )
-    ss_sampling_steps: Steps = Field(12, description="Steps that find the rough form. More is slower and a little surer.")
+    ss_sampling_steps: Steps = Field(
+        default=12, description="Steps that find the rough form. More is slower and a little surer."
+    )
     ss_rescale_t: RescaleT = Field(
-        5.0, description="Spends more of the steps on the noisy start, where the rough form is decided."
+        default=5.0, description="Spends more of the steps on the noisy start, where the rough form is decided."
     )
 
     shape_slat_guidance_strength: Strength = Field(
-        7.5, description="How closely the surface keeps to the picture. Higher is crisper, too high makes artefacts."
+        default=7.5, description="How closely the surface keeps to the picture. Higher is crisper, too high makes artefacts."
     )
     shape_slat_guidance_rescale: Unit = Field(
-        0.5, description="Tames the overshoot of strong guidance in the surface. 0 leaves guidance as it is."
+        default=0.5, description="Tames the overshoot of strong guidance in the surface. 0 leaves guidance as it is."
     )
     shape_slat_guidance_interval_start: Unit = Field(
-        0.6, description="Guidance of the surface acts while flow time (1 noise, 0 done) is at or above this."
+        default=0.6, description="Guidance of the surface acts while flow time (1 noise, 0 done) is at or above this."
     )
     shape_slat_guidance_interval_end: IntervalEnd = Field(
-        1.0, description="Guidance of the surface acts while flow time (1 noise, 0 done) is at or below this."
+        default=1.0, description="Guidance of the surface acts while flow time (1 noise, 0 done) is at or below this."
     )
-    shape_slat_sampling_steps: Steps = Field(12, description="Steps that form the surface. More is slower and finer.")
+    shape_slat_sampling_steps: Steps = Field(default=12, description="Steps that form the surface. More is slower and finer.")
     shape_slat_rescale_t: RescaleT = Field(
-        3.0, description="Spends more of the steps on the noisy start, where the surface's larger features are decided."
+        default=3.0, description="Spends more of the steps on the noisy start, where the surface's larger features are decided."
     )
 
     tex_slat_guidance_strength: Strength = Field(
-        1.0, description="How strongly colours keep to the picture. 1 is off and fastest; 0 ignores the picture."
+        default=1.0, description="How strongly colours keep to the picture. 1 is off and fastest; 0 ignores the picture."
     )
     tex_slat_guidance_rescale: Unit = Field(
-        0.0, description="Tames over-saturated colours of strong guidance. No effect while the strength is 1."
+        default=0.0, description="Tames over-saturated colours of strong guidance. No effect while the strength is 1."
     )
     tex_slat_guidance_interval_start: Unit = Field(
-        0.6, description="Guidance of the texture acts while flow time (1 noise, 0 done) is at or above this."
+        default=0.6, description="Guidance of the texture acts while flow time (1 noise, 0 done) is at or above this."
     )
     tex_slat_guidance_interval_end: IntervalEnd = Field(
-        0.9, description="Guidance of the texture acts while flow time (1 noise, 0 done) is at or below this."
+        default=0.9, description="Guidance of the texture acts while flow time (1 noise, 0 done) is at or below this."
     )
-    tex_slat_sampling_steps: Steps = Field(12, description="Steps that paint the model. More is slower and cleaner.")
+    tex_slat_sampling_steps: Steps = Field(default=12, description="Steps that paint the model. More is slower and cleaner.")
     tex_slat_rescale_t: RescaleT = Field(
-        3.0, description="Spends more of the steps on the noisy start, where the overall colouring is decided."
+        default=3.0, description="Spends more of the steps on the noisy start, where the overall colouring is decided."
     )
 
     decimation_target: int = Field(
-        500_000, ge=5_000, le=2_000_000, description="Vertices that the finished mesh may have at most."
+        default=500_000, ge=5_000, le=2_000_000, description="Vertices that the finished mesh may have at most."
     )
-    texture_size: TextureSize = Field(2048, description="Pixels per side of the baked textures.")
+    texture_size: TextureSize = Field(default=2048, description="Pixels per side of the baked textures.")
     remesh: bool = Field(
-        True, description="Rebuild the surface evenly and watertight before decimation; off keeps the decoded triangles."
+        default=True,
+        description="Rebuild the surface evenly and watertight before decimation; off keeps the decoded triangles.",
     )
     remesh_band: float = Field(
-        1.0, ge=0, le=4, allow_inf_nan=False,
+        default=1.0, ge=0, le=4, allow_inf_nan=False,
         description="Width, in voxels, of the band around the surface that remeshing looks at. Wider closes larger gaps.",
     )  # fmt: skip
     remesh_project: Unit = Field(
-        0.0, description="How far remeshed vertices are pulled back onto the decoded surface: 0 smooth, 1 all detail."
+        default=0.0, description="How far remeshed vertices are pulled back onto the decoded surface: 0 smooth, 1 all detail."
     )
     uv_unwrap_angle_threshold_deg: float = Field(
-        90.0, ge=0, le=180, allow_inf_nan=False,
+        default=90.0, ge=0, le=180, allow_inf_nan=False,
         description="How far normals may turn inside one UV chart. Smaller makes more, flatter charts.",
     )  # fmt: skip
-    uv_unwrap_refine_iterations: int = Field(0, ge=0, le=10, description="Rounds that tidy the borders of UV charts.")
-    uv_unwrap_global_iterations: int = Field(1, ge=1, le=10, description="Rounds that grow and merge all UV charts anew.")
+    uv_unwrap_refine_iterations: int = Field(default=0, ge=0, le=10, description="Rounds that tidy the borders of UV charts.")
+    uv_unwrap_global_iterations: int = Field(
+        default=1, ge=1, le=10, description="Rounds that grow and merge all UV charts anew."
+    )
     uv_unwrap_smooth_strength: float = Field(
-        1.0, ge=0, le=10, allow_inf_nan=False, description="How strongly borders of UV charts are straightened."
+        default=1.0, ge=0, le=10, allow_inf_nan=False, description="How strongly borders of UV charts are straightened."
     )
 
     cascade: bool = Field(
-        True, description="Reach 1024 by refining a 512 shape; off samples 1024 directly, for resolution 1024 only."
+        default=True, description="Reach 1024 by refining a 512 shape; off samples 1024 directly, for resolution 1024 only."
     )
     max_num_tokens: int = Field(
-        49152, ge=1, description="Latent voxels that a 1536 shape may have before its resolution is lowered step by step."
+        default=49152,
+        ge=1,
+        description="Latent voxels that a 1536 shape may have before its resolution is lowered step by step.",
     )
     step_caching: int = Field(
-        0, ge=0, le=3, description="Steps in a row that may guess from earlier ones: faster, a little less exact. 0: none."
+        default=0,
+        ge=0,
+        le=3,
+        description="Steps in a row that may guess from earlier ones: faster, a little less exact. 0: none.",
     )
 
     faces: int = Field(
-        0, ge=0, le=4_000_000, description="Triangles of the finished mesh, instead of a number of vertices. 0: not used."
+        default=0,
+        ge=0,
+        le=4_000_000,
+        description="Triangles of the finished mesh, instead of a number of vertices. 0: not used.",
     )
     normal_map: bool = Field(
-        False, description="Bake the detail that decimation takes away into a normal map. Best with few vertices."
+        default=False, description="Bake the detail that decimation takes away into a normal map. Best with few vertices."
     )
     occlusion_map: bool = Field(
-        False, description="Bake how much of the surroundings each point sees, which darkens hollows and gaps."
+        default=False, description="Bake how much of the surroundings each point sees, which darkens hollows and gaps."
     )
     alpha_mode: AlphaMode = Field(
-        "auto",
+        default="auto",
         description="How opacity is used: not at all, as a cut-out, or as glass. auto decides by what was painted.",
     )
     image_format: ImageFormat = Field(
-        "png", description="png loses nothing, jpeg and webp are smaller. Not every program opens webp."
+        default="png", description="png loses nothing, jpeg and webp are smaller. Not every program opens webp."
     )
     image_quality: int = Field(
-        90, ge=1, le=100, description="Quality of jpeg and webp textures: smaller files below, finer pictures above."
+        default=90, ge=1, le=100, description="Quality of jpeg and webp textures: smaller files below, finer pictures above."
     )
     compression: Compression = Field(
-        "none",
+        default="none",
         description="Smaller geometry: quantize rounds numbers, meshopt packs them as well. Not every program opens these.",
     )
     pivot: Pivot = Field(
-        "origin", description="Point of the model that becomes its origin: that of the voxels, its middle, or its foot."
+        default="origin", description="Point of the model that becomes its origin: that of the voxels, its middle, or its foot."
     )
     size_meters: float = Field(
-        0.0, ge=0, le=10_000, allow_inf_nan=False, description="Longest side of the model in metres. 0 keeps the voxels' unit."
+        default=0.0,
+        ge=0,
+        le=10_000,
+        allow_inf_nan=False,
+        description="Longest side of the model in metres. 0 keeps the voxels' unit.",
     )
     up_axis: UpAxis = Field(
-        "y", description="Axis that points up in the file: y as glTF wants it, z for programs that do not convert."
+        default="y", description="Axis that points up in the file: y as glTF wants it, z for programs that do not convert."
     )
     lods: int = Field(
-        0, ge=0, le=4, description="Coarser levels of detail in the same file, each of a quarter of the vertices (MSFT_lod)."
+        default=0,
+        ge=0,
+        le=4,
+        description="Coarser levels of detail in the same file, each of a quarter of the vertices (MSFT_lod).",
     )
     rasterizer: Rasterizer = Field(
-        "torch", description="What fills triangles with texels: our own, or nvdiffrast where it is installed with a GPU."
+        default="torch",
+        description="What fills triangles with texels: our own, or nvdiffrast where it is installed with a GPU.",
     )
     max_file_mb: float = Field(
-        0.0, ge=0, le=4000, allow_inf_nan=False,
+        default=0.0, ge=0, le=4000, allow_inf_nan=False,
         description="Largest file, in megabytes: texture format, quality, size, then vertices give way. 0: no limit.",
     )  # fmt: skip
 
