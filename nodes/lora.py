@@ -172,7 +172,8 @@ class SaveLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, loras: Any, filename_prefix: str, format: str, dtype: str, rank: int) -> io.NodeOutput:
-        from ..trellis_core.lora.write import parts_of, save
+        from ..trellis_core.lora.combine import parts_of
+        from ..trellis_core.lora.write import save
 
         parts = parts_of(loras, rank or None)
         if len(parts) > 1 and any(stage is None for stage, _ in parts):

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..family import load_family
+from ..lora.combine import parts_of
 from ..lora.detect import origin_of
 from ..lora.report import describe
 from ..lora.source import find_lora
 from ..lora.stack import Lora, match, read_cached
-from ..lora.write import parts_of, save
+from ..lora.write import save
 from .lora_options import SLOTS
 
 

@@ -131,7 +131,8 @@ def lora_files(loras: Sequence[Lora]) -> tuple[dict[str, bytes], list[str]]:
     Raises:
         InputError: it is not known for which stage one is, or a form cannot be scaled.
     """
-    from ..lora.write import parts_of, save
+    from ..lora.combine import parts_of
+    from ..lora.write import save
 
     files: dict[str, bytes] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -93,8 +93,8 @@ class LowRank(Delta):
         return abs(self.scale) * ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt().item()
 
     def _gain(self, changed: Tensor) -> Tensor:
-        """Factor of every output [out] that gives the rows of `changed` [out, in] their magnitude."""
-        return self.magnitude.to(changed) / changed.norm(dim=1)
+        """Factor of every output [out] that gives the rows of `changed` [out, in] their magnitude; rows of zeros stay so."""
+        return self.magnitude.to(changed) / changed.norm(dim=1).clamp_min(1e-12)
 
 
 @dataclass(frozen=True, eq=False)

@@ -46,7 +46,7 @@ _WRAPPERS = (
 _TABLE = {re.sub(r"[._]", "_", target): target for target in TARGETS}
 _TARGET = re.compile(
     r"(?P<prefix>(?:.*?[._])?)(?P<target>"
-    + "|".join(target.replace(".", "[._]").replace("#", r"\d+") for target in TARGETS)
+    + "|".join(target.replace(".", "[._]").replace("#", "[0-9]{1,3}") for target in TARGETS)
     + ")"
 )
 _WRAPPER = re.compile("(?:" + "|".join(map(re.escape, _WRAPPERS)) + ")[._]")

@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import sqrt
+from math import isfinite, prod, sqrt
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -20,10 +20,14 @@ from ..errors import WeightsError
 from ..weights.header import DTYPES, Stored, read_header, refuse_pickle
 from .deltas import Delta, Difference, Hadamard, Kronecker, LowRank, Replacement
 from .names import Place, find_place, stranger
-from .scales import Config, read_config
+from .scales import MAX_ALPHA, Config, read_config
 
 MAX_BYTES = 1 << 30
 MAX_RANK = 512
+MAX_VALUE = 1e6
+"""Largest number: products of any of them, and of an alpha, stay finite in float32."""
+MAX_NUMBERS = 1 << 26
+"""Of one parameter, multiplied out; the largest of the official networks has 14 million."""
 
 _OF = r"(?:\.(?!weight$|bias$)[^.]+)?"  # a PEFT adapter's name
 TENSORS = {
@@ -43,6 +47,13 @@ TENSORS = {
 """What a tensor of an adapter is -> how its key ends."""
 
 _KEY = re.compile(r"(?P<name>.+?)[._](?:" + "|".join(f"(?P<{part}>{end})" for part, end in TENSORS.items()) + ")")
+
+FACTORS = {
+    **dict.fromkeys(("down", "hada_w1_b", "hada_w2_b", "lokr_w1_b", "lokr_w2_b"), 0),
+    **dict.fromkeys(("up", "hada_w1_a", "hada_w2_a", "lokr_w1_a", "lokr_w2_a"), 1),
+    **dict.fromkeys(("lokr_w1", "lokr_w2")),
+}
+"""Tensors that are matrices -> which of their axes is the rank, if one is."""
 
 BIASES = ("bias_difference", "bias_replacement")
 FORMS = {
@@ -116,7 +127,7 @@ def read_lora(path: str | Path) -> LoraFile:
     keys = [key for layers in groups.values() for layer in layers.values() for key in layer.keys.values()]
     metadata, tensors = _tensors(file, keys)
     config = read_config(file, metadata)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    digest = _digest(file)
     adapters = []
     for (stage, resolution), layers in sorted(groups.items(), key=str):
         deltas: dict[str, Delta] = {}
@@ -133,12 +144,11 @@ def read_lora(path: str | Path) -> LoraFile:
 def _file(path: Path) -> Path:
     refuse_pickle(path)
     if path.is_dir():
-        file = path / "adapter_model.safetensors"
-        if not file.is_file():
+        if not (path / "adapter_model.safetensors").is_file():
             if (path / "adapter_model.bin").exists():
                 refuse_pickle(path / "adapter_model.bin")
             raise WeightsError(f"The folder {path} holds no adapter_model.safetensors, which PEFT saves a LoRA as.")
-        return file
+        path = path / "adapter_model.safetensors"
     if not path.is_file():
         raise WeightsError(f"There is no LoRA {path}.")
     size = path.stat().st_size
@@ -147,6 +157,14 @@ def _file(path: Path) -> Path:
     if size == 0:
         raise WeightsError(f"{path} is empty (0 bytes). Download or copy it again.")
     return path
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _sort(file: Path, header: Mapping[str, Stored]) -> tuple[dict[tuple, dict[str, _Layer]], list[str]]:
@@ -194,13 +212,11 @@ def _nothing_usable(file: Path, header: Mapping[str, Stored], whole: bool, skipp
 def _check_stored(file: Path, key: str, part: str, stored: Stored) -> None:
     if stored.dtype not in DTYPES:
         raise WeightsError(f'{file}: tensor "{key}" is stored as {stored.dtype}; LoRAs hold {", ".join(DTYPES)}.')
-    rank = {"down": 0, "hada_w1_b": 0, "hada_w2_b": 0, "up": 1, "lokr_w1_a": 1, "lokr_w2_a": 1}.get(part)
-    if rank is None:
-        return
-    if len(stored.shape) != 2:
+    if part in FACTORS and len(stored.shape) != 2:
         raise WeightsError(f'{file}: tensor "{key}" should have two axes, not the shape {list(stored.shape)}.')
-    if not 1 <= stored.shape[rank] <= MAX_RANK:
-        raise WeightsError(f'{file}: tensor "{key}" has rank {stored.shape[rank]}; ranks from 1 to {MAX_RANK} are read.')
+    axis = FACTORS.get(part)
+    if axis is not None and not 1 <= stored.shape[axis] <= MAX_RANK:
+        raise WeightsError(f'{file}: tensor "{key}" has rank {stored.shape[axis]}; ranks from 1 to {MAX_RANK} are read.')
 
 
 def _tensors(file: Path, keys: list[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -212,8 +228,9 @@ def _tensors(file: Path, keys: list[str]) -> tuple[dict[str, str], dict[str, Ten
     except (SafetensorError, OSError, RuntimeError) as error:
         raise WeightsError(f"{file} is damaged: {error}. Download or copy it again.") from error
     for key, tensor in tensors.items():
-        if not tensor.float().isfinite().all():
-            raise WeightsError(f'{file}: tensor "{key}" holds NaN or infinite numbers: the LoRA is broken.')
+        if tensor.numel() and not (largest := tensor.double().abs().max().item()) <= MAX_VALUE:
+            what = f"numbers as large as {largest:.0e}" if isfinite(largest) else "NaN or infinite numbers"
+            raise WeightsError(f'{file}: tensor "{key}" holds {what}: the LoRA is broken.')
     return metadata, tensors
 
 
@@ -239,13 +256,18 @@ class _Maker:
     def deltas(self) -> dict[str, Delta]:
         make = {"LoRA": self._lora, "DoRA": self._lora, "LoKr": self._lokr, "LoHa": self._loha}.get(self.kind, dict)
         try:
-            return make() | self._full()
+            deltas = make() | self._full()
+            if large := next((name for name, delta in deltas.items() if prod(delta.shape) > MAX_NUMBERS), None):
+                raise ValueError(f"{large} would have {prod(deltas[large].shape):,} numbers, more than {MAX_NUMBERS:,}")
+            return deltas
         except (RuntimeError, ValueError, IndexError, KeyError) as error:
             raise WeightsError(f"{self.file}: the tensors of {self.place.target} do not fit each other: {error}") from error
 
     def _alpha(self, rank: int) -> float:
         if "alpha" in self.parts:
-            alpha, source = float(self.parts["alpha"].float().reshape(-1)[0]), "alpha tensors"
+            alpha, source = float(self.parts["alpha"].item()), "alpha tensors"
+            if abs(alpha) > MAX_ALPHA:
+                raise ValueError(f"alpha is {alpha:g}, larger than {MAX_ALPHA:g}")
         else:
             alpha, source = self.config.alpha(self.place.target, rank)
         self.alphas.add((alpha, source))
@@ -275,6 +297,8 @@ class _Maker:
                 factors.append(self.parts[name])
             else:
                 a, b = self.parts[f"{name}_a"], self.parts[f"{name}_b"]
+                if a.shape[0] * b.shape[1] > MAX_NUMBERS:
+                    raise ValueError(f"{name} would have {a.shape[0] * b.shape[1]:,} numbers, more than {MAX_NUMBERS:,}")
                 ranks.append(b.shape[0])
                 factors.append(a.float() @ b.float())
         rank = ranks[-1] if ranks else self.config.rank(self.place.target)

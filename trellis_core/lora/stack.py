@@ -22,6 +22,7 @@ from .read import Adapter, LoraFile, read_lora
 from .report import MatchReport
 
 V1_WIDTH = 1024
+MAX_STRENGTH = 100
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Lora:
     stage: str | None = None
     resolution: int | None = None
 
+    def __post_init__(self) -> None:
+        if not abs(self.strength) <= MAX_STRENGTH:
+            limits = f"between {-MAX_STRENGTH} and {MAX_STRENGTH}"
+            raise InputError(f"The strength of {self.path.name} must be a number {limits}, not {self.strength}.")
+
 
 def place(family: Family, loras: Sequence[Lora], route: Route, measured: bool = False) -> tuple[Family, list[MatchReport]]:
     """The family with a stack of LoRAs on its networks. Reads the LoRAs, and of the networks the headers.
@@ -55,8 +61,6 @@ def place(family: Family, loras: Sequence[Lora], route: Route, measured: bool = 
     uses: dict[str, list[Use]] = {}
     reports = []
     for lora in loras:
-        if not torch.tensor(float(lora.strength)).isfinite():
-            raise InputError(f"The strength of {lora.path.name} must be a number, not {lora.strength}.")
         file = read_cached(lora.path)
         for adapter, origin in _chosen(family, file, lora):
             roles, warnings = _roles(family, lora, origin, route)

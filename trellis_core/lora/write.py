@@ -1,4 +1,4 @@
-"""Writing LoRAs: other formats, strengths baked in, several made one.
+"""Writing LoRAs in other formats.
 
 What is written has alpha equal to its rank in every layer, so that programs that know alpha, programs that guess it and
 services that take no strength all apply it in the same way.
@@ -7,7 +7,7 @@ services that take no strength all apply it in the same way.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,15 +17,9 @@ from torch import Tensor
 from ..errors import InputError, WeightsError
 from ..files import write_whole
 from ..roles import flow_role
-from .apply import Use, collect
+from .combine import Parts
 from .deltas import Delta, Difference, Hadamard, Kronecker, LowRank, Replacement
-from .detect import CERTAIN, origin_of
 from .names import DTYPES, FORMATS
-from .read import MAX_RANK
-from .stack import Lora, read_cached
-
-Parts = Mapping[tuple[str | None, int | None], Mapping[str, Delta]]
-"""(stage, resolution) -> changes by parameter."""
 
 _DTYPES = dict(zip(DTYPES, (torch.float16, torch.bfloat16, torch.float32), strict=True))
 
@@ -37,39 +31,6 @@ SUBMODELS = {
     ("texture", 1024): "shape2txt",
 }
 """Stage and resolution -> its sub-model, for files that hold several."""
-
-
-def parts_of(loras: Sequence[Lora], rank: int | None = None) -> Parts:
-    """What a stack does together, by stage and resolution; None where the files leave these open.
-
-    Raises:
-        InputError: all strengths are 0, or see `scaled`.
-    """
-    uses: dict[tuple[str | None, int | None], list[Use]] = {}
-    for lora in loras:
-        file = read_cached(lora.path)
-        for adapter in file.adapters if lora.strength else ():
-            origin = origin_of(file, adapter)
-            if lora.stage and origin.certainty == CERTAIN and origin.stage != lora.stage:
-                continue
-            part = lora.stage or origin.stage, lora.resolution or origin.resolution
-            uses.setdefault(part, []).append(Use(adapter, lora.strength))
-    if not uses:
-        raise InputError("Nothing is left to write: all strengths are 0, or no file is for the stage that was chosen.")
-    return {part: scaled(stack, rank) for part, stack in uses.items()}
-
-
-def scaled(uses: Sequence[Use], rank: int | None = None) -> dict[str, Delta]:
-    """One adapter that does what a stack does together.
-
-    Args:
-        rank: press every sum of products to this rank (truncated SVD, the best there is); None keeps it exact.
-
-    Raises:
-        InputError: a form cannot be scaled or summed without the weights it is for (DoRA, replaced parameters), or the
-            exact rank is too large.
-    """
-    return {name: _sum(name, weighted, rank) for name, weighted in collect(uses).items()}
 
 
 def save(
@@ -131,47 +92,6 @@ def _write(path: Path, state: Mapping[str, Tensor], notes: Mapping[str, str]) ->
     write_whole(path, len(head).to_bytes(8, "little") + head + data[end:])
 
 
-def _sum(name: str, weighted: list[tuple[Delta, float]], rank: int | None) -> Delta:
-    for delta, strength in weighted:
-        if isinstance(delta, Replacement) or getattr(delta, "magnitude", None) is not None:
-            if len(weighted) == 1 and strength == 1:
-                return delta
-            raise InputError(f"{name}: a DoRA or a replaced parameter has no strength of its own; only 1 can be written.")
-    if all(isinstance(delta, (LowRank, Hadamard)) for delta, _ in weighted):
-        return _pressed(_joined(name, weighted, rank), rank)
-    if len(weighted) == 1 and rank is None and isinstance(weighted[0][0], Kronecker):
-        delta, strength = weighted[0]
-        return Kronecker(strength * delta.scale * delta.first.float(), delta.second, 1.0)
-    total = sum(strength * delta.matrix(torch.empty(0)) for delta, strength in weighted)
-    return Difference(total) if rank is None or total.ndim != 2 else _pressed_matrix(total, rank)
-
-
-def _joined(name: str, weighted: list[tuple[Delta, float]], rank: int | None) -> LowRank:
-    plain = [(d.as_low_rank() if isinstance(d, Hadamard) else d, s) for d, s in weighted]
-    down = torch.cat([d.down.float() for d, _ in plain])
-    up = torch.cat([s * d.scale * d.up.float() for d, s in plain], dim=1)
-    if rank is None and len(down) > MAX_RANK:
-        raise InputError(f"{name}: together these have rank {len(down)}, above {MAX_RANK}: give a rank to press them to.")
-    return LowRank(down, up, 1.0)
-
-
-def _pressed(low: LowRank, rank: int | None) -> LowRank:
-    """The same at `rank` at most; by the factors alone, the product is never made."""
-    if rank is None or low.rank <= rank:
-        return low
-    outer, left = torch.linalg.qr(low.up.double())
-    inner, right = torch.linalg.qr(low.down.double().T)
-    u, s, v = torch.linalg.svd(left @ right.T)
-    root = s[:rank].sqrt()
-    return LowRank((root[:, None] * v[:rank] @ inner.T).float(), (outer @ u[:, :rank] * root).float(), 1.0)
-
-
-def _pressed_matrix(matrix: Tensor, rank: int) -> LowRank:
-    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    root = s[:rank].sqrt()
-    return LowRank(root[:, None] * v[:rank], u[:, :rank] * root, 1.0)
-
-
 def _tensors(name: str, delta: Delta, form: str) -> dict[str, Tensor]:
     """Tensors of a parameter's change under a format's keys."""
     layer = name.removesuffix(".weight")
@@ -209,4 +129,4 @@ def _patterns(parts: Parts, usual: int) -> dict[str, int]:
 def _submodel(stage: str | None, resolution: int | None) -> str:
     if stage is None:
         raise InputError("A file for several networks needs a stage for each of them: choose the stages.")
-    return SUBMODELS.get((stage, resolution)) or {"shape": "geometry", "texture": "texture"}[stage]
+    return SUBMODELS.get((stage, resolution)) or {"shape": "geometry"}.get(stage) or SUBMODELS.get((stage, None)) or stage

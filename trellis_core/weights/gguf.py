@@ -7,11 +7,11 @@ The format is that of the ggml project (GGUF versions 2 and 3, little-endian); d
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from ..errors import WeightsError
 MAGIC = b"GGUF"
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+MAX_ENTRIES, MAX_HEADER, MAX_TEXT, MAX_LIST = 1 << 16, 64 << 20, 1 << 20, 64
+"""Bounds of a table of contents: tensors or facts, bytes of all, bytes of a text, entries of a list that is kept."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,20 @@ class Entry:
 
 
 def read_table(file: Path) -> dict[str, Entry]:
-    """Name -> tensor of a GGUF file.
+    """Name -> tensor of a GGUF file; see `read_file`."""
+    return read_file(file)[1]
+
+
+def read_file(file: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
+    """What a GGUF file says of itself, by key, and its tensors by name; of long lists only how long they are.
 
     Raises:
         WeightsError: it is damaged, of another version, or holds a kind of quantisation that is not read here.
     """
     try:
         with file.open("rb") as stream:
-            return _read_table(stream, file.stat().st_size)
-    except (struct.error, UnicodeDecodeError, ValueError, KeyError, OverflowError, MemoryError) as error:
+            return _read(stream, file.stat().st_size)
+    except (struct.error, UnicodeDecodeError, ValueError) as error:
         raise WeightsError(f"{file} is not a GGUF file that can be read, or is damaged: {error}.") from error
     except OSError as error:
         raise WeightsError(f"{file} cannot be opened: {error.strerror}.") from error
@@ -69,54 +76,85 @@ def read_tensor(file: Path, entry: Entry) -> Tensor:
     return torch.from_numpy(entry.kind.decode(raw.reshape(-1, entry.kind.bytes)).reshape(entry.shape))
 
 
-def _read_table(stream: BinaryIO, size: int) -> dict[str, Entry]:
+def _read(stream: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str, Entry]]:
     magic, version, tensors, facts = struct.unpack("<4sIQQ", stream.read(24))
     if magic != MAGIC or version not in (2, 3):
         raise ValueError(f"it starts with {magic!r}, version {version}")
-    known = {}
+    if max(tensors, facts) > MAX_ENTRIES:
+        raise ValueError(f"it tells of {tensors} tensors and {facts} facts, more than {MAX_ENTRIES}")
+    known: dict[str, Any] = {}
     for _ in range(facts):
-        name = _string(stream, size)
-        known[name] = _value(stream, _number(stream, "I"), size)
+        name = _string(stream)
+        known[name] = _value(stream, _number(stream, "I"))
     found = []
     for _ in range(tensors):
-        name, rank = _string(stream, size), _number(stream, "I")
-        shape = tuple(_number(stream, "Q") for _ in range(min(rank, 9)))[::-1]
+        name, rank = _string(stream), _number(stream, "I")
+        if rank > 8:
+            raise ValueError(f'tensor "{name}" has {rank} axes')
+        stored = tuple(_number(stream, "Q") for _ in range(rank))[::-1]
         code, offset = _number(stream, "I"), _number(stream, "Q")
         if code not in KINDS:
             raise ValueError(f'tensor "{name}" is of type {code}; only {", ".join(k.name for k in KINDS.values())} can be read')
-        shape = tuple(known.get(f"comfy.gguf.orig_shape.{name}", shape))
-        if shape and prod(shape) % KINDS[code].numbers:
+        shape = _real_shape(known, name, stored)
+        if prod(shape) % KINDS[code].numbers:
             raise ValueError(f'tensor "{name}" of shape {list(shape)} does not fill its blocks')
         found.append((name, KINDS[code], shape, offset))
-    step = int(known.get("general.alignment", 32))
+    step = known.get("general.alignment", 32)
+    if not isinstance(step, int) or not 1 <= step <= 1 << 16:
+        raise ValueError(f"its alignment is {step!r}")
     base = -(-stream.tell() // step) * step
     table = {name: Entry(kind, shape, base + offset) for name, kind, shape, offset in found}
+    if len(table) != len(found):
+        raise ValueError("it holds two tensors of one name")
     for name, entry in table.items():
         if entry.start + entry.size > size:
             raise ValueError(f'it is cut short: tensor "{name}" ends at byte {entry.start + entry.size}, the file has {size}')
-    return table
+    return known, table
 
 
-def _number(stream: BinaryIO, code: str) -> int:
+def _real_shape(known: Mapping[str, Any], name: str, stored: tuple[int, ...]) -> tuple[int, ...]:
+    """Shapes that the format cannot hold, of too many axes, are told beside it."""
+    shape = known.get(f"comfy.gguf.orig_shape.{name}", stored)
+    if not isinstance(shape, Sequence) or not all(isinstance(n, int) and n >= 0 for n in shape) or prod(shape) != prod(stored):
+        raise ValueError(f'tensor "{name}" of {prod(stored)} numbers cannot have the shape {shape!r:.100}')
+    return tuple(shape)
+
+
+def _number(stream: BinaryIO, code: str) -> Any:
+    if stream.tell() > MAX_HEADER:
+        raise ValueError(f"its table of contents is longer than {MAX_HEADER >> 20} MB")
     return struct.unpack("<" + code, stream.read(struct.calcsize("<" + code)))[0]
 
 
-def _string(stream: BinaryIO, size: int) -> str:
+def _string(stream: BinaryIO) -> str:
     length = _number(stream, "Q")
-    if length > size:
-        raise ValueError(f"a text of {length} bytes in a file of {size}")
-    return stream.read(length).decode()
+    if length > MAX_TEXT:
+        raise ValueError(f"it holds a text of {length} bytes, more than {MAX_TEXT}")
+    text = stream.read(length)
+    if len(text) != length:
+        raise ValueError("it is cut short inside a text")
+    return text.decode()
 
 
-def _value(stream: BinaryIO, kind: int, size: int):
+def _value(stream: BinaryIO, kind: int) -> Any:
     if kind == _STRING:
-        return _string(stream, size)
+        return _string(stream)
     if kind != _ARRAY:
-        return _number(stream, _SCALARS[kind])
+        return _number(stream, _scalar(kind))
     inner, count = _number(stream, "I"), _number(stream, "Q")
-    if count > size:
-        raise ValueError(f"a list of {count} in a file of {size} bytes")
-    return [_value(stream, inner, size) for _ in range(count)]
+    if inner == _ARRAY:
+        raise ValueError("it holds lists of lists")
+    if inner != _STRING and count > MAX_LIST:
+        stream.seek(count * struct.calcsize("<" + _scalar(inner)), 1)
+        return f"{count} numbers"
+    values = (_value(stream, inner) for _ in range(count))
+    return list(values) if count <= MAX_LIST else f"{sum(1 for _ in values)} texts"
+
+
+def _scalar(kind: int) -> str:
+    if kind not in _SCALARS:
+        raise ValueError(f"it holds a value of the unknown type {kind}")
+    return _SCALARS[kind]
 
 
 def _half(bytes_: np.ndarray) -> np.ndarray:

@@ -7,14 +7,17 @@ inputs, by a Hadamard matrix before they were rounded, which spreads outliers; t
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
+
+from ..outside import checked, parse_object
 
 CODES = {"I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 """Dtypes of codes, as safetensors spells them."""
@@ -25,6 +28,15 @@ COMPANION = re.compile(r"(.*\.)?(weight_scale|scale_weight|input_scale|scale_inp
 _SEED = torch.tensor([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]], dtype=torch.float32)
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What `comfy_quant` says of a layer's codes."""
+
+    format: Literal["int8_tensorwise", "float8_e4m3fn", "float8_e5m2"] = "int8_tensorwise"
+    convrot: bool = False
+    convrot_groupsize: Annotated[int, Field(ge=1, le=1 << 12)] = 256
+
+
 def decode(codes: Tensor, key: str, has: Callable[[str], bool], read: Callable[[str], Tensor]) -> Tensor:
     """Float32 weights of the codes at `key`; `has` and `read` are for the tensors beside it.
 
@@ -32,9 +44,7 @@ def decode(codes: Tensor, key: str, has: Callable[[str], bool], read: Callable[[
         ValueError: the layout is not known.
     """
     layer = key.removesuffix("weight")
-    facts: dict[str, Any] = json.loads(bytes(read(f"{layer}comfy_quant").tolist())) if has(f"{layer}comfy_quant") else {}
-    if facts.get("format", "int8_tensorwise") not in ("int8_tensorwise", "float8_e4m3fn", "float8_e5m2"):
-        raise ValueError(f'the format "{facts["format"]}" is not known')
+    facts = _facts(read(f"{layer}comfy_quant")) if has(f"{layer}comfy_quant") else Facts()
     scales = [read(layer + name) for name in ("weight_scale", "scale_weight") if has(layer + name)]
     weight = codes.float()
     if scales:
@@ -42,7 +52,14 @@ def decode(codes: Tensor, key: str, has: Callable[[str], bool], read: Callable[[
         if scale.numel() not in (1, len(weight)):
             raise ValueError(f"scales {list(scale.shape)} do not fit a weight {list(weight.shape)}")
         weight *= scale.reshape(-1, *[1] * (weight.dim() - 1))
-    return _turned_back(weight, int(facts.get("convrot_groupsize", 256))) if facts.get("convrot") else weight
+    return _turned_back(weight, facts.convrot_groupsize) if facts.convrot else weight
+
+
+def _facts(text: Tensor) -> Facts:
+    if text.dtype != torch.uint8 or text.numel() > 1 << 16:
+        raise ValueError(f'"comfy_quant" is {text.numel()} numbers of {text.dtype}, not a short text in bytes')
+    values = parse_object(bytes(text.tolist()), '"comfy_quant"', raising=ValueError)
+    return checked(Facts, values, '"comfy_quant"', raising=ValueError)
 
 
 def hadamard(size: int) -> Tensor:
@@ -57,6 +74,6 @@ def hadamard(size: int) -> Tensor:
 
 
 def _turned_back(weight: Tensor, group: int) -> Tensor:
-    if weight.shape[1] % group:
-        raise ValueError(f"{weight.shape[1]} inputs do not make groups of {group}")
+    if weight.dim() != 2 or weight.shape[1] % group:
+        raise ValueError(f"a weight {list(weight.shape)} does not make groups of {group} inputs")
     return (weight.unflatten(1, (-1, group)) @ hadamard(group)).flatten(1)

@@ -50,7 +50,7 @@ def _read(read_args: Callable[[Header], dict[str, Any]], part: Header, file: Pat
         raise WeightsError(f"{file} is quantised ({', '.join(odd)}), which this program does not read: use the bf16 file.")
     try:
         return read_args(part)
-    except (KeyError, ValueError, IndexError) as error:
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise WeightsError(f"{file} lacks a tensor that says how large its networks are: {error}.") from error
 
 
