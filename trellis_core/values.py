@@ -74,10 +74,17 @@ class Texture:
 
 @dataclass(frozen=True)
 class Mesh:
-    """Triangles: vertices float32 [V, 3] in object space, faces int32 [F, 3]."""
+    """Triangles.
+
+    Attributes:
+        vertices: float32 [V, 3] in object space.
+        faces: int32 [F, 3].
+        cells: int32 [V, 3], the voxel that each vertex stands for, if the mesh comes straight from a dual grid.
+    """
 
     vertices: Tensor
     faces: Tensor
+    cells: Tensor | None = None
     made_with: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -83,6 +83,13 @@ def run_starts(keys: Array) -> Array:
     return np.concatenate(starts)
 
 
+def among(values: Array, known: Array) -> Array:
+    """Which of some integers [N] are in `known` [K], which is in rising order, bool [N]."""
+    if not len(known):
+        return np.zeros(len(values), bool)
+    return known[np.searchsorted(known, values).clip(max=len(known) - 1)] == values
+
+
 def _index_type(count: int) -> type:
     """The smaller the numbers, the faster all that follows."""
     return np.int32 if count < 2**31 else np.int64

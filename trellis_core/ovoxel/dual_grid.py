@@ -59,7 +59,7 @@ def dual_grid_to_mesh(
     along_02 = _split_along_02(vertices, quads, split_weight, reference_quirks)
     q0, q1, q2, q3 = quads.unbind(1)
     faces = torch.where(along_02[:, None], torch.stack([q0, q1, q2, q0, q2, q3], 1), torch.stack([q0, q1, q3, q3, q1, q2], 1))
-    return Mesh(vertices, faces.view(-1, 3))
+    return Mesh(vertices, faces.view(-1, 3), coords.int())
 
 
 def dual_grid_quads(coords: Tensor, intersected: Tensor, grid_size: int) -> Tensor:

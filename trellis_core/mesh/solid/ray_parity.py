@@ -11,11 +11,11 @@ from itertools import product
 import numpy as np
 import torch
 
-from ..context import QUIET, RunContext
-from ..ovoxel.crossings import grid_crossings
+from ...context import QUIET, RunContext
+from ...ovoxel.crossings import grid_crossings
+from ..topology import Array, graph_components
 from .dual_marching_cubes import Quads
-from .inside import Lattice
-from .topology import Array, graph_components
+from .lattice import Lattice
 
 _DIRECTIONS = [d for d in product((1, 0, -1), repeat=3) if d > (0, 0, 0)]  # one of each opposite pair
 _DOUBT = 0.56
@@ -98,20 +98,20 @@ def vote_inside(share: Array, walls: Array, certain: Array, lattice: Lattice) ->
     return (state > 0).reshape(-1)
 
 
-def has_lids(quads: Quads, walls: Array) -> bool:
+def has_lids(quads: Quads, edge: Array, walls: Array) -> bool:
     """Whether a surface closes openings that were meant: what the mesh lacks of it is not many scraps but a few lids.
 
     Args:
-        quads: of the surface.
+        quads: of the surface, and the lattice edge int64 [Q] that each surrounds.
         walls: int64 [W], lattice edges that the mesh pierces.
     """
-    corner = quads.corner[~np.isin(quads.edge, walls)]
+    corner = quads.corner[~np.isin(edge, walls)]
     if not len(corner):
         return False
     number, vertex = np.repeat(np.arange(len(corner)), 4), corner.reshape(-1) + len(corner)
     patch = graph_components(len(corner) + len(quads.cell), number, vertex)[: len(corner)]
     largest = np.sort(np.bincount(patch))[-_LIDS:]
-    return bool(largest[-1] > _LID_AREA * len(quads.edge) and largest.sum() > _LID_SHARE * len(corner))
+    return bool(largest[-1] > _LID_AREA * len(edge) and largest.sum() > _LID_SHARE * len(corner))
 
 
 def _ends(grid: Array, axis: int) -> tuple[Array, Array]:
