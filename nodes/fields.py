@@ -7,7 +7,7 @@ from typing import Any, get_args
 from comfy_api.latest import io
 
 from ..trellis_core.errors import InputError
-from ..trellis_core.settings import FINISH_FIELDS, MESH_FIELDS, SAMPLER_FIELDS, STAGE_PREFIX, GenerationSettings
+from ..trellis_core.settings import FINISH_FIELDS, LOCAL_FIELDS, MESH_FIELDS, SAMPLER_FIELDS, STAGE_PREFIX, GenerationSettings
 from .sockets import advanced
 
 SAMPLERS = {
@@ -17,7 +17,7 @@ SAMPLERS = {
 """Stage -> its sampler's fields."""
 
 ROUTE = ("resolution", "cascade", "max_num_tokens")
-MESH = ("decimation_target", *(name for name in MESH_FIELDS if name.startswith("remesh")))
+MESH = ("decimation_target", *(name for name in MESH_FIELDS if name.startswith("remesh") and name not in LOCAL_FIELDS))
 ATLAS = ("texture_size", *(name for name in MESH_FIELDS if name.startswith("uv_unwrap")))
 _FIRST = ("alpha_mode", "image_format")  # older than the others, so before them in saved workflows
 FINISH = (*_FIRST, *(name for name in FINISH_FIELDS if name not in (*_FIRST, "faces")))

@@ -40,6 +40,7 @@ Compression = Literal["none", "quantize", "meshopt"]
 Pivot = Literal["origin", "center", "ground"]
 UpAxis = Literal["y", "z"]
 Rasterizer = Literal["torch", "nvdiffrast"]
+RemeshMethod = Literal["solid", "narrow_band"]
 
 STAGES = ("structure", "shape", "texture")
 STAGE_PREFIX = {"structure": "ss", "shape": "shape_slat", "texture": "tex_slat"}
@@ -151,10 +152,11 @@ class GenerationSettings(BaseModel):
     )
     remesh_band: float = Field(
         default=1.0, ge=0, le=4, allow_inf_nan=False,
-        description="Width, in voxels, of the band around the surface that remeshing looks at. Wider closes larger gaps.",
+        description="How far, in voxels, remeshing may move vertices from the surface. More smooths more; 0 moves none.",
     )  # fmt: skip
     remesh_project: Unit = Field(
-        default=0.0, description="How far remeshed vertices are pulled back onto the decoded surface: 0 smooth, 1 all detail."
+        default=0.0,
+        description="How far remeshed vertices are pulled back onto the decoded surface: 0 smooth and even, 1 exactly on it.",
     )
     uv_unwrap_angle_threshold_deg: float = Field(
         default=90.0, ge=0, le=180, allow_inf_nan=False,
@@ -232,6 +234,11 @@ class GenerationSettings(BaseModel):
         default="torch",
         description="What fills triangles with texels: our own, or nvdiffrast where it is installed with a GPU.",
     )
+    remesh_method: RemeshMethod = Field(
+        default="solid",
+        description="solid keeps the decoded surface and makes one closed wall of it; narrow_band is the published method: a "
+        "new double wall around the surface, slower and coarser.",
+    )
     max_file_mb: float = Field(
         default=0.0, ge=0, le=4000, allow_inf_nan=False,
         description="Largest file, in megabytes: texture format, quality, size, then vertices give way. 0: no limit.",
@@ -252,7 +259,7 @@ FINISH_FIELDS = (
     "size_meters", "up_axis", "lods", "max_file_mb",
 )  # fmt: skip
 """Fields about the finished file."""
-LOCAL_FIELDS = ("cascade", "max_num_tokens", "step_caching", "rasterizer", *FINISH_FIELDS)
+LOCAL_FIELDS = ("cascade", "max_num_tokens", "step_caching", "rasterizer", "remesh_method", *FINISH_FIELDS)
 """Fields that no endpoint has: ours alone."""
 
 ROUTE_FIELDS = ("resolution", "cascade", "max_num_tokens", "step_caching")

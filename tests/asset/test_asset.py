@@ -150,7 +150,7 @@ def test_progress_never_runs_backwards_and_a_cancel_is_obeyed() -> None:
     make_asset(mesh, voxels, SOLID, RunContext(on_progress=lambda fraction, name: seen.append((fraction, name))))
     fractions = [fraction for fraction, _ in seen]
     assert fractions == sorted(fractions) and fractions[-1] == 1.0
-    steps = ["remesh", "clean", "decimate", "unwrap", "bake", "write"]
+    steps = ["remesh", "decimate", "unwrap", "bake", "write"]
     assert steps == [name for name in dict.fromkeys(n for _, n in seen) if name in steps]
     for after in range(0, len(seen), 7):
         calls = iter(range(10**6))

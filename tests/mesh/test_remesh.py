@@ -275,3 +275,56 @@ def test_patch_table() -> None:
     assert table.count[1 << 0 | 1 << 3] == 1  # joined across the face between them
     assert table.count[255 ^ (1 << 0 | 1 << 3)] == 2
     assert ((table.of_edge >= 0).sum(1)[1:255] >= 3).all()
+
+
+def apart(a: Mesh, b: Mesh) -> float:
+    """Root mean square distance in voxels from the vertices of `a` to `b`."""
+    return float(unsigned_distance(a.vertices, b.vertices, b.faces).distance.square().mean().sqrt()) * R
+
+
+@pytest.mark.parametrize("name", SOLIDS)
+def test_band_and_projection_say_how_far_vertices_leave_the_surface(name: str) -> None:
+    mesh = decoded(SOLIDS[name])
+    by_project = [apart(solid_remesh(mesh, R, band=4.0, project=share), mesh) for share in (0.0, 0.3, 0.7, 1.0)]
+    assert by_project == sorted(by_project, reverse=True) and by_project[0] > 0.01 and by_project[-1] < 1e-6
+    by_band = [apart(solid_remesh(mesh, R, band=band, project=0.0), mesh) for band in (0.0, 1.0, 2.0, 4.0)]
+    assert by_band == sorted(by_band) and by_band[0] < 1e-6
+    assert by_band[1] < 0.05
+
+
+def test_a_little_smoothing_makes_quads_more_even() -> None:
+    mesh = decoded(ball(0.35))
+    spread = []
+    for band in (0.0, 1.0, 2.0):
+        found = solid_remesh(mesh, R, band=band, project=0.0)
+        area = face_areas(found.vertices.numpy().astype(float), found.faces.numpy())
+        spread.append(area.std() / area.mean())
+    assert spread[1] < 0.9 * spread[0] and spread[2] < spread[1]
+
+
+def test_the_wall_of_a_decoded_mesh_is_its_own_vertices_and_triangles() -> None:
+    mesh = decoded(SOLIDS["table"])
+    result = solid_remesh(mesh, R)
+    corners = [np.sort(m.vertices.numpy()[m.faces.numpy()].sum(axis=2), axis=1) for m in (mesh, result)]
+    rows = [np.sort(np.round(c, 5).view([("", c.dtype)] * 3).ravel()) for c in corners]
+    assert len(rows[0]) == len(rows[1]) and np.allclose(rows[0].view(np.float32), rows[1].view(np.float32), atol=1e-5)
+
+
+def test_voxels_of_vertices_that_lie_outside_of_them_are_believed() -> None:
+    """Decoders may put a dual vertex up to half a voxel outside its voxel."""
+    mesh = decoded(ball(0.35))
+    moved = mesh.vertices + 0.4 / R * torch.from_numpy(np.random.default_rng(2).uniform(-1, 1, mesh.vertices.shape)).float()
+    result = solid_remesh(Mesh(moved, mesh.faces, mesh.cells), R)
+    assert is_closed_and_uniform(result) and len(result.faces) == len(mesh.faces)
+    assert torch.cdist(result.vertices.double(), moved.double()).min(1).values.max() < 1e-6
+
+
+def test_thin_things_survive() -> None:
+    """A plate of less than a voxel, a strand of one voxel, and a part of its own."""
+    plate = decoded(block((0.35, 0.3, 0.3 / R)))
+    strand = decoded(block((0.4, 0.55 / R, 0.55 / R)))
+    for thin in (plate, strand):
+        result = solid_remesh(thin, R)
+        assert furthest(thin, result) < 0.5 and furthest(result, thin) < 0.5
+    pair = solid_remesh(joined(decoded(ball(0.1, (-0.3, 0, 0))), decoded(ball(0.1, (0.3, 0, 0)))), R)
+    assert face_components(pair.faces.numpy()).max() == 1

@@ -25,7 +25,7 @@ from ..gltf.placement import Placement
 from ..memory.mesh_budget import check_room
 from ..mesh.clean import check_mesh, clean, tidy
 from ..mesh.decimate import TOLERANCE, decimate
-from ..mesh.remesh import solid_remesh
+from ..mesh.remesh import narrow_band_remesh, solid_remesh
 from ..mesh.topology import Array
 from ..settings import FILE_FIELDS, SURFACE_FIELDS, TEXTURE_FIELDS
 from ..values import Mesh, PbrVoxels
@@ -36,8 +36,6 @@ from .textured_surface import Detail, Skin, Step, make_skin
 if TYPE_CHECKING:
     from ..settings import GenerationSettings
 
-GAP_PER_BAND = 2.0
-"""Width in voxels of the openings that remeshing closes, per unit of the setting `remesh_band`."""
 _SHARE = 4
 """How many times fewer vertices each level of detail has; its textures are half as large."""
 _LEAST_VERTICES, _LEAST_TEXELS = 100, 256
@@ -103,9 +101,7 @@ def make_asset(
     Args:
         mesh: any triangles, as decoded: winding, duplicates and holes do not matter.
         voxels: what to paint it with.
-        settings: `decimation_target` (vertices) or `faces`, `texture_size`, `uv_unwrap_*`, `remesh` (wrap everything in one
-            outer wall, see `solid_remesh`), `remesh_band` and the `FINISH_FIELDS` are used; `remesh_project` means nothing to
-            that method.
+        settings: `decimation_target` (vertices) or `faces`, `texture_size`, `uv_unwrap_*`, `remesh*` and the `FINISH_FIELDS`.
         ctx: told the progress; a cancel takes effect within a second.
         extras: written into the file's `asset.extras`, beside what everything was made with (see `report.EXTRAS`).
         refined: the mesh comes from `refine_mesh`: unwrap and bake it as it is.
@@ -119,11 +115,13 @@ def make_asset(
     looked_at = (*(() if refined else SURFACE_FIELDS), *TEXTURE_FIELDS, *FILE_FIELDS)
     used = {**voxels.made_with, **mesh.made_with, **_values(settings, looked_at)}
     extras = {**(extras or {}), EXTRAS: used}
+    if mesh.cells is None and len(mesh.vertices) == len(voxels.coords):
+        mesh = replace(mesh, cells=voxels.coords)  # a decoder's vertices lie in its voxels, row by row
     voxels = _check_voxels(voxels)
     surface = check_mesh(*_arrays(mesh))
     clock = _Clock(ctx)
     if not refined:
-        source, surface = _refine(*surface, voxels.resolution, settings, clock)
+        source, surface = _refine(mesh, voxels.resolution, settings, clock)
     elif detail is not None:
         with clock.step("clean", 0.0, 0.3) as part:
             source = clean(*check_mesh(*_arrays(detail)), 1 / voxels.resolution, part)
@@ -213,15 +211,14 @@ def refine_mesh(mesh: Mesh, settings: GenerationSettings, resolution: int, ctx: 
 
     Args:
         mesh: as decoded.
-        settings: `decimation_target` (vertices), `remesh` and `remesh_band` are used.
+        settings: `decimation_target` (vertices) or `faces`, and `remesh*`.
         resolution: voxels per axis of the grid it was decoded from; sets what counts as small.
 
     Raises:
         InputError: malformed mesh. EmptyResultError: it has no surface.
     """
-    surface = check_mesh(*_arrays(mesh))
     whole = ctx.part(0.0, 1 / 0.45)  # these steps are the first 45 % of making an asset
-    _, (vertices, faces) = _refine(*surface, resolution, settings, _Clock(whole))
+    _, (vertices, faces) = _refine(mesh, resolution, settings, _Clock(whole))
     ctx.report(1.0)
     refined = _mesh(np.ascontiguousarray(vertices), np.ascontiguousarray(faces))
     return replace(refined, made_with={**mesh.made_with, **_values(settings, SURFACE_FIELDS)})
@@ -233,21 +230,33 @@ def _values(settings: GenerationSettings, names: Sequence[str]) -> dict[str, Any
 
 
 def _refine(
-    vertices: Array, faces: Array, resolution: int, settings: GenerationSettings, clock: _Clock
+    mesh: Mesh, resolution: int, settings: GenerationSettings, clock: _Clock
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """The clean surface, and the same with as many vertices or faces as wanted."""
     if settings.remesh:
-        with clock.step("remesh", 0.0, 0.2) as part, obeying(part):
-            gaps = GAP_PER_BAND * settings.remesh_band
-            vertices, faces = _arrays(solid_remesh(_mesh(vertices, faces), resolution, part, gaps))
-    check_room("clean", len(faces), 0, clock.ctx)
-    with clock.step("clean", 0.2 if settings.remesh else 0.0, 0.3) as part:
-        source = clean(vertices, faces, 1 / resolution, part)
+        check_room("remesh", len(mesh.faces), 0, clock.ctx)
+        with clock.step("remesh", 0.0, 0.3) as part:
+            source = _arrays(remesh(mesh, resolution, settings, part))
+    else:
+        vertices, faces = check_mesh(*_arrays(mesh))
+        check_room("clean", len(faces), 0, clock.ctx)
+        with clock.step("clean", 0.0, 0.3) as part:
+            source = clean(vertices, faces, 1 / resolution, part)
     if settings.decimation_target < len(source[0]):
         check_room("decimate", len(source[1]), 0, clock.ctx)
     with clock.step("decimate", 0.3, 0.45) as part:
         vertices, faces = _reduced(*source, settings, part.part(0.0, 0.9))
         return source, (tidy(vertices, faces, part.part(0.9, 1.0)) if len(faces) < len(source[1]) else source)
+
+
+def remesh(mesh: Mesh, resolution: int, settings: GenerationSettings, ctx: RunContext) -> Mesh:
+    """The surface that `remesh_method` makes, as a manifold wound outward."""
+    band, project = settings.remesh_band, settings.remesh_project
+    if settings.remesh_method == "solid":
+        return solid_remesh(mesh, resolution, ctx, band=band, project=project)
+    found = narrow_band_remesh(mesh, resolution, ctx.part(0.0, 0.8), band, project)
+    with obeying(ctx):
+        return _mesh(*clean(*_arrays(found), 1 / resolution, ctx.part(0.8, 1.0)))
 
 
 def _reduced(vertices: Array, faces: Array, settings: GenerationSettings, ctx: RunContext) -> tuple[Array, Array]:

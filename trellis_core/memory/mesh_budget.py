@@ -10,10 +10,10 @@ from pathlib import Path
 from ..context import RunContext
 from ..errors import OutOfBudgetError
 
-_PER_FACE = {"clean": 120, "decimate": 400, "unwrap": 360, "bake": 230, "detail": 600}
+_PER_FACE = {"remesh": 330, "clean": 120, "decimate": 400, "unwrap": 360, "bake": 230, "detail": 600}
 _PER_TEXEL = {"unwrap": 27, "bake": 36, "detail": 60}
 _BLOCKS = 20_000_000
-_ADVICE = {"clean": "Choose a lower resolution", "decimate": "Choose a lower resolution"}
+_ADVICE = {"remesh": "Choose a lower resolution", "clean": "Choose a lower resolution", "decimate": "Choose a lower resolution"}
 _USUAL_ADVICE = "Choose a smaller texture_size, fewer vertices or faces"
 
 
@@ -21,7 +21,7 @@ def step_bytes(step: str, faces: int, texels: int = 0) -> int:
     """What a step takes at its peak beside what was there before it.
 
     Args:
-        step: clean, decimate, unwrap, bake or detail.
+        step: remesh, clean, decimate, unwrap, bake or detail.
         faces: triangles that it works on; for "detail" those before decimation.
         texels: of the texture.
     """

@@ -1,8 +1,9 @@
 """Remeshing: from a tattered surface to one clean outer wall.
 
-`solid_remesh` is the default. It finds what the surface encloses, gaps closed, and keeps the wall around that: of a decoder's
-mesh the very vertices and triangles, of any other mesh a new surface whose vertices lie on the input. Surface that bounds nothing
-stays an open sheet; what lies inside the wall is dropped. `narrow_band_remesh` is the published method (spec B 5.5).
+`solid_remesh` is the default. It finds what the surface encloses, gaps closed, and keeps the wall around that: of a
+decoder's mesh the very vertices and triangles, of any other mesh a new surface whose vertices lie on the input. Surface that
+bounds nothing stays an open sheet; what lies inside the wall is dropped. `narrow_band_remesh` is the published method (spec
+B 5.5).
 """
 
 from __future__ import annotations
@@ -166,7 +167,8 @@ def _enclosed(
 
     Args:
         walls: int64 [W] edges, each once. real: bool [W], those that the mesh pierces without caps.
-        rays: gives the triangles' corners float32 [F, 3, 3] in lattice steps, and the edges that they pierce, one entry for every time.
+        rays: gives the triangles' corners float32 [F, 3, 3] in lattice steps, and the edges that they pierce, one entry for
+            every time.
     """
 
     def loose(found: Enclosed) -> int:

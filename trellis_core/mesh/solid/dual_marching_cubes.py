@@ -3,7 +3,8 @@
 A cell whose corners change sides may hold several separate patches of surface; giving each a vertex of its own keeps
 the result a 2-manifold (dual marching cubes). Corners are numbered x + 2 y + 4 z, edges 4 axis + u + 2 v with u, v the
 corner's place along the two other axes in rising order, faces 2 axis + side. The four cells around a lattice edge are
-numbered u + 2 v likewise, so the edge is number 4 axis + 3 - (u + 2 v) of that cell. Only cells with surface are ever looked at.
+numbered u + 2 v likewise, so the edge is number 4 axis + 3 - (u + 2 v) of that cell. Only cells with surface are ever
+looked at.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from .lattice import Lattice
 
 _OTHERS = ((1, 2), (0, 2), (0, 1))
 _ROUNDS = 50
-# The cells around an edge in the order whose normal looks towards minus the axis, and towards plus the axis, for axes 0 and 2; for axis
-# 1 it is the other way round.
+# The cells around an edge in the order whose normal looks towards minus the axis, and towards plus the axis, for axes 0 and
+# 2; for axis 1 it is the other way round.
 _RINGS = np.array([(0, 2, 3, 1), (0, 1, 3, 2)])
 
 
@@ -255,6 +256,6 @@ def split_quads(vertices: Array, corner: Array) -> Array:
 
 
 def triangles(corner: Array, from_first: Array) -> Array:
-    """Two triangles int32 for each ring [Q, 4]: rows 2 q and 2 q + 1, parted by the diagonal from its first vertex, or the other."""
+    """Two triangles int32 for each ring [Q, 4], rows 2 q and 2 q + 1: parted from its first vertex, or from its second."""
     rings = np.where(from_first[:, None], corner[:, [0, 1, 2, 0, 2, 3]], corner[:, [1, 2, 3, 1, 3, 0]])
     return rings.reshape(-1, 3).astype(np.int32)

@@ -114,7 +114,7 @@ def _decide(spaces: Spaces, low: Array, high: Array, shut_low: Array, shut_high:
 
 
 def _compete(label: Array, a: Array, b: Array) -> None:
-    """Grow both labels step by step along the edges until all that they reach is taken; the inside wins ties, which keeps corners."""
+    """Grow both labels along the edges until all that they reach is taken. The inside wins ties, which keeps corners."""
     a, b = np.concatenate([a, b]), np.concatenate([b, a])
     while len(a):
         ready = (label[a] != 0) & (label[b] == 0)

@@ -42,8 +42,8 @@ def relax(vertices: Array, corner: Array, free: Array, start: Array) -> Array:
 def even_out(vertices: Array, corner: Array, band: float, share: float) -> Array:
     """Smooth a surface for evener quads.
 
-    Vertices slide along the surface towards the middle of their neighbours, not across creases; with a band above 1 they also leave
-    it, fully with a band of 4.
+    Vertices slide along the surface towards the middle of their neighbours, not across creases; with a band above 1 they
+    also leave it, fully with a band of 4.
 
     Args:
         vertices: float64 [V, 3] in lattice steps.
