@@ -154,7 +154,7 @@ class LoadMesh(io.ComfyNode):
         return schema(
             "LoadMesh",
             "TRELLIS.2 Load Mesh",
-            "Reads the triangles of a GLB (or OBJ, PLY, STL, where trimesh is installed).",
+            "Reads the triangles of a mesh file: GLB, glTF, OBJ, PLY, STL, 3MF or OFF.",
             search_aliases=["import mesh", "load glb"],
             inputs=[
                 io.String.Input(
@@ -177,14 +177,13 @@ class LoadMesh(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str, model: Any = None) -> io.NodeOutput:
-        from ..trellis_core.gltf.read import read_mesh
+        from ..trellis_core.gltf.read import read_mesh, read_mesh_file
 
         if model is not None:
             return io.NodeOutput(meshes.to_host(read_mesh(model.get_bytes(), model.format)))
         if not file.strip():
             raise InputError("Give the name of a mesh file, or connect a model.")
-        path = host.user_file(file)[0]
-        return io.NodeOutput(meshes.to_host(read_mesh(path.read_bytes(), path.suffix)))
+        return io.NodeOutput(meshes.to_host(read_mesh_file(host.user_file(file)[0])))
 
 
 class AssetReport(io.ComfyNode):

@@ -76,7 +76,7 @@ class SaveGLB(io.ComfyNode):
     @classmethod
     def execute(cls, glb: Any, filename_prefix: str) -> io.NodeOutput:
         from ..trellis_core.files import write_whole
-        from ..trellis_core.gltf.read import with_extras
+        from ..trellis_core.gltf.container import with_extras
 
         path, entry = host.output_file(filename_prefix, ".glb")
         data = with_extras(_glb_bytes(glb), host.workflow_extras(cls))

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from trellis_core.errors import InputError
+from trellis_core.gltf.container import split_glb, with_extras
 from trellis_core.gltf.glb import Part, glb_bytes, join_glb
-from trellis_core.gltf.read import read_mesh, split_glb, with_extras
+from trellis_core.gltf.read import read_mesh
 
 VERTICES = np.array([[0, 0, 0], [0.5, 0, 0], [0, 0.25, 0], [0, 0, 0.125]], np.float32)
 FACES = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]], np.int32)
@@ -63,7 +64,7 @@ def test_refuses_what_it_cannot_read() -> None:
         "whole GLB": _glb()[:-4],
         "compressed": packed,
         "damaged": bytes(pointing_past),
-        "GLB is damaged": join_glb(lost, binary),
+        "refers to buffer view 99": join_glb(lost, binary),
         "no triangles": join_glb(empty, binary),
     }
     for phrase, data in cases.items():

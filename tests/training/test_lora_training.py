@@ -18,7 +18,7 @@ from trellis_core.family import load_family
 from trellis_core.gltf.read_textured import read_textured_mesh
 from trellis_core.lora.read import read_lora
 from trellis_core.lora.stack import Lora, match
-from trellis_core.training.lora.data import Views, _unzip, draw, prepare
+from trellis_core.training.lora.data import Views, _collect, _Object, _unzip, draw, prepare
 from trellis_core.training.lora.loss_plot import draw_curve, running_mean
 from trellis_core.training.lora.train import Recipe, train
 
@@ -159,6 +159,64 @@ def test_a_zip_cannot_write_elsewhere(tmp_path):
     with pytest.raises(InputError, match="leads out"):
         _unzip(tmp_path / "bad.zip", tmp_path / "inner")
     assert not (tmp_path / "outside.glb").exists()
+
+
+def test_what_macos_adds_to_a_zip_is_no_model(tmp_path, data):
+    """Resource forks, indexes of folders, a model of the same name in another format, and what an earlier zip left."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/stale.glb").write_bytes(gold_box())
+    with zipfile.ZipFile(tmp_path / "models.zip", "w") as packed:
+        for name in ("toys/Box.GLB", "toys/box.obj"):
+            packed.writestr(name, gold_box() if name.endswith("GLB") else (data / "pin.obj").read_bytes())
+        packed.write(data / "pin_1.png", "toys/box_1.PNG")
+        for name in ("__MACOSX/toys/._Box.GLB", "toys/._Box.GLB", "toys/.DS_Store", ".cache/box.glb"):
+            packed.writestr(name, b"\0\5\x16\7")
+    models = _collect(tmp_path / "models.zip", tmp_path)
+    assert [name for name, _, _ in models] == ["toys/Box.GLB", "toys/box.obj"]
+    assert [[p.name for p in pictures] for _, _, pictures in models] == [["box_1.PNG"]] * 2
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda z: z[: len(z) // 2] + z[len(z) // 2 + 9 :], lambda z: z.replace(b"box.glb", b"\xffox.glb", 1)]
+)
+def test_a_damaged_zip_is_told(tmp_path, damage):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("box.glb", gold_box())
+    (tmp_path / "b.zip").write_bytes(damage((tmp_path / "a.zip").read_bytes()))
+    with pytest.raises(InputError, match="b.zip"):
+        _collect(tmp_path / "b.zip", tmp_path)
+
+
+def test_a_models_own_texture_is_not_its_picture(tmp_path):
+    """chair.png is what chair.mtl paints with; chair_1.png is the picture."""
+    family = load_family("mini")
+    box = trimesh.creation.box((1, 1, 1))
+    corners = "".join(f"v {x} {y} {z}\n" for x, y, z in box.vertices)
+    sides = "".join(f"f {a}/1 {b}/1 {c}/1\n" for a, b, c in box.faces + 1)
+    (tmp_path / "chair.obj").write_text(f"mtllib chair.mtl\nvt 0.5 0.5\nusemtl wood\n{corners}{sides}")
+    (tmp_path / "chair.mtl").write_text("newmtl wood\nmap_Kd chair.png\n")
+    for name in ("chair.png", "chair_1.png"):
+        Image.new("RGBA", (64, 64), (200, 40, 40, 255)).save(tmp_path / name)
+    ((_, path, pictures),) = _collect(tmp_path, tmp_path)
+    assert [p.name for p in pictures] == ["chair.png", "chair_1.png"]
+    item = _Object.read(path, pictures[:1], family, 512, Views(2, 45.0), 0)
+    assert len(item.pictures) == 2, "rendered, for the texture is none of its pictures"
+    np.testing.assert_allclose(item.attributes[:, :3].mean(0) * 255, [200, 40, 40], atol=1)
+
+
+def test_vertex_colours_are_painted_and_seen(tmp_path):
+    """A bar that is red at one end and blue at the other has these colours in its voxels and in its pictures."""
+    bar = trimesh.creation.box((3, 1, 1))
+    bar = bar.subdivide().subdivide()
+    bar.visual.vertex_colors = np.where(bar.vertices[:, :1] > 0, [255, 0, 0, 255], [0, 0, 255, 255]).astype(np.uint8)
+    (tmp_path / "bar.ply").write_bytes(bar.export(file_type="ply"))
+    item = _Object.read(tmp_path / "bar.ply", [], load_family("mini"), 512, Views(1, 10.0), 0)
+    right = item.coords[:, 0] > item.coords[:, 0].float().mean() + 6
+    left = item.coords[:, 0] < item.coords[:, 0].float().mean() - 6
+    np.testing.assert_allclose(item.attributes[right, :3].mean(0), [1, 0, 0], atol=0.02)
+    np.testing.assert_allclose(item.attributes[left, :3].mean(0), [0, 0, 1], atol=0.02)
+    pixels = np.asarray(item.pictures[0]).reshape(-1, 3).astype(int)
+    assert (pixels[:, 0] > pixels[:, 2] + 60).mean() > 0.05 and (pixels[:, 2] > pixels[:, 0] + 60).mean() > 0.05
 
 
 def test_the_curve_is_the_running_mean():

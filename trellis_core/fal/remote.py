@@ -150,7 +150,7 @@ def lora_files(loras: Sequence[Lora]) -> tuple[dict[str, bytes], list[str]]:
 
 def base_color(glb: bytes) -> Image.Image | None:
     """The colour texture of a GLB's first material, None if it has none."""
-    from ..gltf.read import split_glb
+    from ..gltf.container import split_glb
 
     document, binary = split_glb(glb)
     try:

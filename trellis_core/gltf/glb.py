@@ -18,6 +18,8 @@ from .meshopt import encode_indices, encode_vertices
 from .placement import Placement
 from .vertex_formats import Stream
 
+Buffer = bytes | bytearray | memoryview
+
 GENERATOR = "TRELLIS.2 Core"
 LIMIT = 2**32 - 1
 """Bytes of the largest GLB: the format keeps its length in 32 bits."""
@@ -242,15 +244,20 @@ class _File:
         return self._append("textures", {"sampler": 0, **source})
 
 
-def join_glb(document: Mapping[str, Any], binary: bytes) -> bytes:
-    """A GLB of its JSON document and its binary chunk, whose length is a multiple of 4.
+def join_glb(document: Mapping[str, Any], binary: Buffer, others: Sequence[tuple[bytes, Buffer]] = ()) -> bytes:
+    """A GLB of its JSON document and its binary chunk; `others` are further chunks, of four letters and their content each.
+
+    Chunks are filled up to multiples of four bytes.
 
     Raises:
         InputError: it would be larger than the format can say.
     """
     text = json.dumps(document, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 4)
-    body = [struct.pack("<I4s", len(binary), b"BIN\0"), binary] if binary else []
+    body: list[Buffer] = []
+    for kind, content in [(b"BIN\0", binary), *others] if len(binary) else others:
+        padding = -len(content) % 4
+        body += [struct.pack("<I4s", len(content) + padding, kind), content, bytes(padding)]
     total = 12 + 8 + len(text) + sum(map(len, body))
     if total > LIMIT:
         raise InputError(f"The model takes {total / 1e9:.1f} GB, a GLB can hold 4.2: use a smaller texture or fewer faces.")

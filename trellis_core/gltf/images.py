@@ -1,10 +1,12 @@
-"""Encoding texture images for GLB files; the same pixels always become the same bytes."""
+"""Texture images: encoding them for GLB files, the same pixels always to the same bytes, and opening those of others."""
 
 from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +14,10 @@ from ..errors import InputError
 from ..mesh.topology import Array
 
 MIME_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+MAX_PIXELS = 144_000_000
+"""Largest picture of a model that is opened: 12,000 a side."""
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, OverflowError, struct.error, zlib.error)
+"""What PIL and its plugins raise for damaged data."""
 
 
 def encode_image(pixels: Array, image_format: str = "png", quality: int = 90) -> bytes:
@@ -46,6 +52,37 @@ def check_format(image_format: str) -> None:
 
         if not features.check({"jpeg": "jpg"}.get(image_format, image_format)):
             raise InputError(f"The installed Pillow cannot write {image_format}: set image_format to png, or install another.")
+
+
+def check_picture(data: bytes, what: str) -> None:
+    """
+    Raises:
+        InputError: `data` is no picture that can be opened, or one with more than `MAX_PIXELS`. Names `what`.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            width, height = Image.open(io.BytesIO(data)).size
+    except UnidentifiedImageError:
+        raise InputError(f"{what} is no picture in a known format: save the model with PNG, JPEG or WebP.") from None
+    except DECODE_ERRORS as error:
+        raise InputError(f"{what} cannot be read as a picture ({error}).") from None
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{what} is {width} x {height} pixels; shrink it to at most {MAX_PIXELS // 10**6} megapixels.")
+
+
+def decoded(picture: Any, mode: str) -> Any:
+    """A picture of PIL in another mode.
+
+    Raises:
+        InputError: its data is damaged.
+    """
+    try:
+        return picture.convert(mode)
+    except DECODE_ERRORS as error:
+        raise InputError(f"A picture of the model is damaged or cut off ({error}): save the model again.") from None
 
 
 def _png(pixels: Array) -> bytes:

@@ -1,154 +1,111 @@
-"""Reading triangles back from files, and editing what a GLB says about itself."""
+"""The one way in for meshes: any file, through a gate, to triangles. Parsing is trimesh's work."""
 
 from __future__ import annotations
 
 import io
-import json
-import struct
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ..errors import InputError
 from ..mesh.frames import y_up_to_z_up
-from ..mesh.topology import Array
 from ..values import Mesh
-from .glb import join_glb
+from .beside import Beside
+from .gate import Gltf
+from .other_formats import plainly_written
+from .plain import MAX_TRIANGLES, plain_glb
 
-_JSON, _BIN = b"JSON", b"BIN\0"
-_TRIANGLES = 4
-_NUMBERS = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
+if TYPE_CHECKING:
+    import trimesh
+
+FORMATS = ("glb", "gltf", "obj", "ply", "stl", "3mf", "off")
+"""Kinds of files that are read, by their endings."""
 
 
-def read_mesh(data: bytes, file_format: str) -> Mesh:
-    """All triangles of a file, z up, positions as they are.
+def read_mesh(data: bytes, kind: str, beside: Beside | None = None) -> Mesh:
+    """All triangles of a file, placed as its scene says, z up; files are taken to be y up, as glTF is.
 
     Args:
-        file_format: "glb"; obj, ply, stl, gltf and others where the `trimesh` package is installed. Files are taken to
-            be y up, as glTF is.
+        kind: one of `FORMATS`, with or without a dot.
+        beside: where the file's other parts lie, such as the .bin of a .gltf.
 
     Raises:
-        InputError: damaged, of an unknown format, or without faces.
+        InputError: of another format, damaged, without triangles, or with something that is not read; says which.
     """
-    kind = file_format.lower().lstrip(".")
-    vertices, faces = _read_glb(data) if kind == "glb" else _read_by_trimesh(data, kind)
-    if not len(faces):
+    parts = read_parts(data, kind, beside or Beside(), textured=False)
+    vertices = np.concatenate([part.vertices.astype(np.float32) for part in parts])
+    first = np.cumsum([0, *(len(part.vertices) for part in parts[:-1])])
+    faces = np.concatenate([part.faces.astype(np.int32) + np.int32(at) for part, at in zip(parts, first, strict=True)])
+    release(parts)
+    return Mesh(y_up_to_z_up(torch.from_numpy(vertices)).contiguous(), torch.from_numpy(faces))
+
+
+def read_mesh_file(path: Path) -> Mesh:
+    """`read_mesh` of a file and what lies beside it."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be opened: {error.strerror}.") from None
+    return read_mesh(data, path.suffix, Beside(path.parent))
+
+
+def read_parts(data: bytes, kind: str, beside: Beside, textured: bool) -> list[trimesh.Trimesh]:
+    """The meshes of a file, each placed in the world as float64 vertices [V, 3] and whole faces [F, 3].
+
+    Args:
+        textured: also read normals, UVs, colours, materials and pictures.
+
+    Raises:
+        InputError: see `read_mesh`.
+    """
+    import trimesh
+
+    kind = kind.lower().lstrip(".")
+    if kind not in FORMATS:
+        raise InputError(f"Files of the kind {kind!r} are not read; these are: {', '.join(FORMATS)}.")
+    if kind in ("glb", "gltf"):
+        data, kind = plain_glb(Gltf.read(data, kind, beside), textured), "glb"
+    else:
+        data = plainly_written(data, kind)
+    try:
+        options = {} if textured else {"skip_materials": True}
+        scene = trimesh.load_scene(io.BytesIO(data), file_type=kind, resolver=beside, process=False, **options)
+        parts = [part for part in scene.dump() if isinstance(part, trimesh.Trimesh) and len(part.faces)]
+        release(scene.geometry.values())
+    except InputError:
+        raise
+    except Exception as error:  # whatever a parser stumbles over in a file from outside
+        raise InputError(f"The file cannot be read as .{kind}; it is damaged or of another kind ({_short(error)}).") from error
+    _check(parts)
+    return parts
+
+
+def release(geometries: Iterable[Any]) -> None:
+    """Let go of the large arrays of trimesh's objects, which refer to themselves and so live until Python's next sweep."""
+    for geometry in geometries:
+        if hasattr(geometry, "faces"):
+            geometry.faces = np.zeros((0, 3), np.int64)
+        geometry.vertices = np.zeros((0, 3))
+
+
+def _check(parts: list[trimesh.Trimesh]) -> None:
+    """The last word on what a parser made: shapes, numbers, corners."""
+    if not parts:
         raise InputError("The file holds no triangles.")
-    if not np.isfinite(vertices).all() or faces.min() < 0 or faces.max() >= len(vertices):
-        raise InputError("The file's mesh is damaged: vertices that are not finite, or faces that point past them.")
-    upright = y_up_to_z_up(torch.from_numpy(vertices.astype(np.float32)))
-    return Mesh(upright.contiguous(), torch.from_numpy(faces.astype(np.int32)))
+    if sum(len(part.faces) for part in parts) > MAX_TRIANGLES:
+        raise InputError(f"The file has more than {MAX_TRIANGLES:,} triangles: reduce it first.")
+    for part in parts:
+        vertices, faces = part.vertices, part.faces
+        if vertices.ndim != 2 or vertices.shape[1] != 3 or faces.ndim != 2 or faces.shape[1] != 3:
+            raise InputError("The file's mesh is damaged: its vertices lack coordinates, or its faces corners.")
+        if not np.isfinite(vertices).all() or np.abs(vertices).max() > np.finfo(np.float32).max:
+            raise InputError("The file's mesh is damaged: it has vertices that are not finite.")
+        if faces.min() < 0 or faces.max() >= len(vertices):
+            raise InputError(f"The file's mesh is damaged: its faces point to vertex {faces.max()} of {len(vertices)}.")
 
 
-def with_extras(glb: bytes, extras: Mapping[str, Any]) -> bytes:
-    """The GLB with entries added to its `asset.extras`.
-
-    Raises:
-        InputError: not a whole GLB, or above 4 GB.
-    """
-    document, binary = split_glb(glb)
-    if extras:
-        asset = document.setdefault("asset", {"version": "2.0"})
-        asset["extras"] = {**asset.get("extras", {}), **extras}
-    return join_glb(document, binary)
-
-
-def split_glb(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """The JSON document and the binary chunk of a GLB, or `InputError`."""
-    try:
-        magic, version, length = struct.unpack_from("<4sII", data)
-        size, kind = struct.unpack_from("<I4s", data, 12)
-        if magic != b"glTF" or version != 2 or kind != _JSON or length != len(data):
-            raise ValueError("its header does not fit")
-        document = json.loads(data[20 : 20 + size])
-        rest = data[20 + size :]
-        if not rest:
-            return document, b""
-        size, kind = struct.unpack_from("<I4s", rest)
-        if kind != _BIN or size > len(rest) - 8:
-            raise ValueError("its binary part is cut short")
-        return document, rest[8 : 8 + size]
-    except (struct.error, ValueError) as error:
-        raise InputError(f"This is not a whole GLB file: {error}.") from error
-
-
-def _read_glb(data: bytes) -> tuple[Array, Array]:
-    document, binary = split_glb(data)
-    if used := set(document.get("extensionsRequired", ())) & {"KHR_draco_mesh_compression", "EXT_meshopt_compression"}:
-        raise InputError(f"The file is compressed ({', '.join(used)}), which this program does not read.")
-    vertices, faces, first = [np.zeros((0, 3))], [np.zeros((0, 3), np.int64)], 0
-    try:
-        for mesh, matrix in _placed_meshes(document):
-            for part in document["meshes"][mesh]["primitives"]:
-                if part.get("mode", _TRIANGLES) != _TRIANGLES:
-                    continue
-                points = _accessor(document, binary, part["attributes"]["POSITION"])
-                count = len(points)
-                corners = _accessor(document, binary, part["indices"]).ravel() if "indices" in part else np.arange(count)
-                vertices.append(points @ matrix[:3, :3].T + matrix[:3, 3])
-                faces.append(corners.astype(np.int64).reshape(-1, 3) + first)
-                first += count
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise InputError(f"The GLB is damaged: {type(error).__name__} {error}.") from error
-    return np.concatenate(vertices), np.concatenate(faces)
-
-
-def _placed_meshes(document: Mapping[str, Any]) -> list[tuple[int, Array]]:
-    """Every mesh of the scene with its 4 x 4 world matrix."""
-    nodes, found = document.get("nodes", []), []
-    scenes = document.get("scenes") or [{"nodes": range(len(nodes))}]
-    stack = [(index, np.eye(4), 0) for index in scenes[document.get("scene", 0)].get("nodes", [])]
-    while stack:
-        index, parent, depth = stack.pop()
-        if depth > len(nodes):
-            raise ValueError("nodes contain each other")
-        node = nodes[index]
-        matrix = parent @ _local_matrix(node)
-        if "mesh" in node:
-            found.append((node["mesh"], matrix))
-        stack += [(child, matrix, depth + 1) for child in node.get("children", [])]
-    return found
-
-
-def _local_matrix(node: Mapping[str, Any]) -> Array:
-    if "matrix" in node:
-        return np.array(node["matrix"], np.float64).reshape(4, 4).T
-    x, y, z, w = node.get("rotation", (0, 0, 0, 1))
-    turn = np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-        ]
-    )
-    matrix = np.eye(4)
-    matrix[:3, :3] = turn * np.array(node.get("scale", (1, 1, 1)))
-    matrix[:3, 3] = node.get("translation", (0, 0, 0))
-    return matrix
-
-
-def _accessor(document: Mapping[str, Any], binary: bytes, index: int) -> Array:
-    entry = document["accessors"][index]
-    view = document["bufferViews"][entry["bufferView"]]
-    kind = np.dtype(_NUMBERS[entry["componentType"]])
-    width = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}[entry["type"]]
-    start = view.get("byteOffset", 0) + entry.get("byteOffset", 0)
-    stride = view.get("byteStride", width * kind.itemsize)
-    values = np.ndarray((entry["count"], width), kind, binary, start, (stride, kind.itemsize))
-    if entry.get("normalized") and kind.kind in "iu":
-        return np.maximum(values / np.float64(np.iinfo(kind).max), -1.0)
-    return values
-
-
-def _read_by_trimesh(data: bytes, kind: str) -> tuple[Array, Array]:
-    try:
-        import trimesh
-    except ImportError:
-        raise InputError(f"Reading .{kind} files needs the trimesh package (pip install trimesh). GLB needs none.") from None
-    try:
-        mesh = trimesh.load(io.BytesIO(data), file_type=kind, force="mesh", process=False)
-        return np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, NotImplementedError) as error:
-        raise InputError(f"The file cannot be read as .{kind}: {error}.") from error
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:120]}"

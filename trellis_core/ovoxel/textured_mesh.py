@@ -54,6 +54,7 @@ class TexturedMesh:
         uvs: float32 [F, 3, 2] corner texture coordinates, v up.
         material_ids: int64 [F] into `materials`.
         materials: the materials.
+        colors: float32 [F, 3, 3] colours of the corners, which multiply the base colour; None is white.
     """
 
     triangles: Tensor
@@ -61,6 +62,7 @@ class TexturedMesh:
     uvs: Tensor
     material_ids: Tensor
     materials: tuple[Material, ...]
+    colors: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,8 @@ def textured_mesh_to_attributes(
     voxels, row = torch.unique(key, return_inverse=True)
     coords = torch.stack([voxels // grid_size**2, voxels // grid_size % grid_size, voxels % grid_size], 1)
     total = torch.zeros(len(voxels), sum(_CHANNELS) + 1, dtype=torch.float64)
-    surface = _Surface(triangles.double(), mesh.normals.double(), mesh.uvs.double(), float(size.max()))
+    colors = None if mesh.colors is None else mesh.colors.double()
+    surface = _Surface(triangles.double(), mesh.normals.double(), mesh.uvs.double(), colors, float(size.max()))
     material = mesh.material_ids[triangle]
     for number, of_material in enumerate(mesh.materials):
         own = (material == number).nonzero()[:, 0]
@@ -154,6 +157,7 @@ class _Surface:
     triangles: Tensor
     normals: Tensor
     uvs: Tensor
+    colors: Tensor | None
     voxel_size: float
 
 
@@ -185,8 +189,9 @@ def _shade(surface: _Surface, material: Material, triangle: Tensor, centre: Tens
         alpha = torch.ones_like(alpha)
     elif material.alpha_mode == MASK:
         alpha = (alpha >= material.alpha_cutoff).double()
+    painted = 1.0 if surface.colors is None else (mix * surface.colors[triangle]).sum(1).clamp(0, 1)
     columns = [
-        read(material.base_color, 3) * uv.new_tensor(material.base_color_factor),
+        read(material.base_color, 3) * uv.new_tensor(material.base_color_factor) * painted,
         read(material.metallic, 1) * material.metallic_factor,
         read(material.roughness, 1) * material.roughness_factor,
         alpha,

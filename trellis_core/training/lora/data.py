@@ -1,13 +1,16 @@
 """From models and pictures to what a LoRA is trained on: latents of every stage, and tokens of pictures (spec A 9).
 
 A data set is a folder or zip of GLB, OBJ (with its materials) or other models. A picture beside a model with its name,
-`chair.png` or `chair_2.png` beside `chair.glb`, is what this model shall be made of; models without one are rendered.
+`chair.png` or `chair_2.png` beside `chair.glb`, is what this model shall be made of; models without one are rendered. A
+picture that the model itself uses is its texture, whatever its name.
 """
 
 from __future__ import annotations
 
 import hashlib
+import shutil
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
@@ -22,6 +25,8 @@ from ...context import QUIET, RunContext
 from ...errors import InputError
 from ...family import Family, find_encoder
 from ...files import write_tensors
+from ...gltf.beside import Beside
+from ...gltf.read import FORMATS
 from ...gltf.read_textured import read_textured_mesh
 from ...image.dino import image_to_pixels
 from ...image.matting import key_plain_background
@@ -41,7 +46,7 @@ from ...roles import (
 )
 from ...vae.sparse_unet import dual_grid_features
 
-MODELS = (".glb", ".gltf", ".obj", ".ply", ".stl")
+MODELS = tuple(f".{kind}" for kind in FORMATS)
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_MEMBERS = 20_000
 MAX_UNPACKED = 20 << 30
@@ -108,12 +113,12 @@ def prepare(
             return _stored(store, wanted)
         except InputError:
             pass  # other data, or another family: prepare anew
-    models, pictures = _collect(data, store.parent)
+    models = _collect(data, store.parent)
     objects = []
-    for number, (name, path) in enumerate(models.items()):
+    for number, (name, path, pictures) in enumerate(models):
         part = ctx.part(0.6 * number / len(models), 0.6 * (number + 1) / len(models))
         part.report(0.0, f"preparing {name}")
-        objects.append(_Object.read(path, pictures.get(name, []), family, resolution, views, seed + number))
+        objects.append(_Object.read(path, pictures, family, resolution, views, seed + number))
     prepared = _encode(objects, family, resolution, ctx.part(0.6, 1.0))
     tensors = {f.name: getattr(prepared, f.name).clone() for f in fields(Prepared)}  # files do not share memory
     write_tensors(store, tensors, wanted)
@@ -131,12 +136,12 @@ class _Object:
 
     @classmethod
     def read(cls, path: Path, pictures: list[Path], family: Family, resolution: int, views: Views, seed: int) -> _Object:
-        import trimesh
-
+        beside = Beside(path.parent)
         try:
-            mesh = read_textured_mesh(path.read_bytes(), path.suffix[1:].lower(), trimesh.resolvers.FilePathResolver(path))
+            mesh = read_textured_mesh(path.read_bytes(), path.suffix, beside)
         except InputError as error:
             raise InputError(f"{path.name}: {error}") from error
+        pictures = [picture for picture in pictures if picture.resolve() not in beside.used]
         grid = family.scales[resolution].output
         vertices, faces = torch.unique(mesh.triangles.flatten(0, 1), dim=0, return_inverse=True)
         dual = mesh_to_dual_grid(vertices, faces.view(-1, 3), grid)
@@ -180,6 +185,8 @@ def _corner_colours(mesh: TexturedMesh) -> tuple[np.ndarray, float]:
             colours[mine] = texels.view(-1, 3, 3) * factor
         else:
             colours[mine] = factor
+    if mesh.colors is not None:
+        colours *= mesh.colors
     return colours.flatten(0, 1).numpy(), float(np.mean([m.roughness_factor for m in mesh.materials]))
 
 
@@ -236,39 +243,58 @@ def _structures(objects: list[_Object], family: Family, output: int, ctx: RunCon
     return torch.cat(found)
 
 
-def _collect(data: Path, unpacked: Path) -> tuple[dict[str, Path], dict[str, list[Path]]]:
-    """Models and pictures by name."""
+def _collect(data: Path, unpacked: Path) -> list[tuple[str, Path, list[Path]]]:
+    """Every model: its name, its file, and the pictures that bear its name."""
     if data.is_file() and zipfile.is_zipfile(data):
         data = _unzip(data, unpacked / "data")
     if not data.is_dir():
         raise InputError(f"{data} is neither a folder nor a zip of models.")
-    files = sorted(file for file in data.rglob("*") if file.is_file())
-    models = {file.relative_to(data).with_suffix("").as_posix(): file for file in files if file.suffix.lower() in MODELS}
+    files = sorted(file for file in data.rglob("*") if file.is_file() and _is_content(file.relative_to(data)))
+    models = [file for file in files if file.suffix.lower() in MODELS]
     if not models:
         raise InputError(f"{data} holds no models: {', '.join(MODELS)} are read.")
+    stems = {_stem(file, data) for file in models}
     pictures: dict[str, list[Path]] = {}
     for file in (f for f in files if f.suffix.lower() in PICTURES):
-        name = file.relative_to(data).with_suffix("").as_posix()
+        name = _stem(file, data)
         stem, _, number = name.rpartition("_")
-        owner = name if name in models else stem if number.isdigit() and stem in models else None
+        owner = name if name in stems else stem if number.isdigit() and stem in stems else None
         if owner:
             pictures.setdefault(owner, []).append(file)
-    return models, pictures
+    return [(file.relative_to(data).as_posix(), file, pictures.get(_stem(file, data), [])) for file in models]
+
+
+def _stem(file: Path, data: Path) -> str:
+    """What a model and its pictures have in common; capitals do not count."""
+    return file.relative_to(data).with_suffix("").as_posix().casefold()
+
+
+def _is_content(path: PurePosixPath | Path) -> bool:
+    """Not a hidden file, and not what macOS puts into its zips beside each file."""
+    return not any(part.startswith((".", "__MACOSX")) for part in path.parts)
 
 
 def _unzip(file: Path, folder: Path) -> Path:
     """Unpack with care: no path leads out, and neither number nor size is without limit."""
-    with zipfile.ZipFile(file) as packed:
-        members = [m for m in packed.infolist() if not m.is_dir()]
-        if len(members) > MAX_MEMBERS or sum(m.file_size for m in members) > MAX_UNPACKED:
-            raise InputError(f"{file.name} is too large: at most {MAX_MEMBERS} files and {MAX_UNPACKED >> 30} GB are unpacked.")
-        for member in members:
-            path = PurePosixPath(member.filename.replace("\\", "/"))
-            if path.is_absolute() or ".." in path.parts or (member.external_attr >> 16) & 0o170000 == 0o120000:
-                raise InputError(f'{file.name} holds "{member.filename}", which leads out of the archive.')
-            target = folder / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(packed.read(member))
+    shutil.rmtree(folder, ignore_errors=True)  # an earlier run's models are not part of this zip
+    try:
+        with zipfile.ZipFile(file) as packed:
+            members = [m for m in packed.infolist() if not m.is_dir()]
+            if len(members) > MAX_MEMBERS or sum(m.file_size for m in members) > MAX_UNPACKED:
+                limit = f"{MAX_MEMBERS} files and {MAX_UNPACKED >> 30} GB"
+                raise InputError(f"{file.name} is too large: at most {limit} are unpacked.")
+            for member in members:
+                path = PurePosixPath(member.filename.replace("\\", "/"))
+                if path.is_absolute() or ".." in path.parts or (member.external_attr >> 16) & 0o170000 == 0o120000:
+                    raise InputError(f'{file.name} holds "{member.filename}", which leads out of the archive.')
+                if _is_content(path):
+                    target = folder / path
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(packed.read(member))
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error, EOFError) as error:
+        raise InputError(f"{file.name} cannot be unpacked: {error}. Pack it again, without a password.") from error
+    except OSError as error:
+        raise InputError(f"{file.name} cannot be unpacked to {folder}: {error.strerror or error}.") from error
     return folder
 
 
