@@ -240,7 +240,7 @@ def _locate(name_or_path: str | Path) -> Path:
 def _official(root: Path) -> Family:
     pipeline = read_pipeline(root)
     wanted = [role for role in (*DECODER.values(), *FLOW_STAGE) if pipeline.models.get(role)]
-    networks = {role: _find_network(root, str(pipeline.models[role])) for role in wanted}
+    networks: dict[str, NetworkFile] = {role: _find_network(root, str(pipeline.models[role])) for role in wanted}
     networks[IMAGE_ROLE] = image_encoder_file(_find_image_encoder(root, pipeline.image_encoder))
     entries = {stage: getattr(pipeline, key) or SamplerEntry() for stage, key in SAMPLER_KEY.items()}
     samplers = {stage: Sampler(e.args.sigma_min, e.params.model_dump(exclude_none=True)) for stage, e in entries.items()}

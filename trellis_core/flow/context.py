@@ -23,6 +23,7 @@ class Context(Protocol):
 
     def seen(self, layer: ModulatedTransformerCrossBlock, index: int, h: Tensor, queries: Batch) -> Tensor:
         """What cross-attention of the layer with this index adds to its folded tokens h; broadcasts against h."""
+        ...
 
 
 @dataclass(frozen=True)

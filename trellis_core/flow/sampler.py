@@ -91,10 +91,9 @@ def sample(
         if v is None:
             v = guide.velocity(x, t, tau, strength)
             past.learn(t, strength, v)
-        estimate = guide.estimate(x, v, t) if on_step is not None else None
-        x = x - (t - t_next) * v
+        before, x = x, x - (t - t_next) * v
         if on_step is not None:
-            on_step(i, x, estimate)
+            on_step(i, x, guide.estimate(before, v, t))
         ctx.report((i + 1) / params.steps)
     return x
 

@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..flow.initialization import normal_parameter
+from ..layers import normal_parameter
 from ..network_params import Count, NetworkParams, Small, Width, needs
 
 MEAN = (0.485, 0.456, 0.406)

@@ -149,7 +149,7 @@ def convolve(out: Tensor, x: Tensor, taps: Tensor, bias: Tensor, tiles: Tiles, f
             ROWS=config.rows, COLUMNS=config.columns, DEPTH=config.depth, EVEN_DEPTH=inputs % config.depth == 0,
             PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
             UPCAST=_interpreted() and x.dtype == torch.bfloat16,
-            num_warps=config.warps, num_stages=config.stages,
+            num_warps=config.warps, num_stages=config.stages,  # pyright: ignore[reportCallIssue]
         )  # fmt: skip
 
 

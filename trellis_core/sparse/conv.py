@@ -7,7 +7,7 @@ the opposite of v is 26 - v. A neighbour relation holds both ways, so the map st
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -44,7 +44,7 @@ class TapBlock:
     """
 
     rows: slice
-    sources: list[Tensor]
+    sources: Sequence[Tensor]
     bag: Tensor
     offsets: Tensor
 
@@ -54,7 +54,7 @@ class TapBlock:
         return [len(source) for source in self.sources]
 
     @cached_property
-    def targets(self) -> list[Tensor]:
+    def targets(self) -> Sequence[Tensor]:
         """Per tap, int64 output rows of the pairs, counted from the block's first row."""
         ends = torch.cat([self.offsets[1:], self.offsets.new_tensor([len(self.bag)])])
         row = torch.arange(len(ends)).repeat_interleave(ends - self.offsets)
@@ -212,7 +212,7 @@ class _Conv(torch.autograd.Function):
         grad_feats = _convolve(g, mirrored, x.new_zeros(x.shape[1]), ctx.nmap, x, total)
         return (
             grad_feats.to(feats.dtype) if need_feats else None,
-            total.transpose(0, 1).reshape(weight.shape).to(weight.dtype) if need_weight else None,
+            None if total is None else total.transpose(0, 1).reshape(weight.shape).to(weight.dtype),
             g.sum(0).to(ctx.bias_dtype) if need_bias else None,
             None,
         )
@@ -302,6 +302,9 @@ def _run_kernel(out: Tensor, rows: slice, x, taps, bias, nmap: NeighborMap, _own
 
 class SubmanifoldConv3d(nn.Module):
     """Submanifold 3x3x3 convolution layer: weight [Co, 3, 3, 3, Ci], bias [Co]."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter
 
     def __init__(
         self,

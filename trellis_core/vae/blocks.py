@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..context import RunContext
+from ..layers import Layer
 from ..sparse.conv import ROW_BLOCK, NeighborMap, SubmanifoldConv3d
 from ..sparse.resample import ResamplePlan, channel_to_space, downsample_mean, space_to_channel, upsample_nearest
 
@@ -37,7 +38,7 @@ def chunk_rows(channels: int, frugal: bool) -> int:
     return max(1, CHUNK_BYTES[frugal] // (channels * 4 * ROW_BLOCK)) * ROW_BLOCK
 
 
-def zeroed(layer: nn.Module) -> nn.Module:
+def zeroed(layer: Layer) -> Layer:
     """The layer with all parameters zero: a residual branch that starts as nothing."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)

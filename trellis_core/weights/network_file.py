@@ -142,7 +142,7 @@ class NetworkFile:
         with self.opened() as read:
             for done, (key, blank) in enumerate(wanted.items()):
                 tensor = _finite(self.file, key, read(key))
-                if key in lowered:
+                if self.precision and key in lowered:
                     state |= rounded(key, tensor.to(ctx.device), self.precision)
                     continue
                 # A copy even where nothing changes: a view into the mapped file would change if the file does.
