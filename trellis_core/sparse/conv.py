@@ -323,7 +323,7 @@ class SubmanifoldConv3d(nn.Module):
 
     def forward(self, feats: Tensor, nmap: NeighborMap) -> Tensor:
         """feats [N, Ci] -> [N, Co] on the voxels that `nmap` was built for."""
-        if library := chosen(feats):
+        if (library := chosen(feats)) and nmap.coords is not None:
             return library(feats, self.weight, self.bias, nmap.coords, nmap.kept)
         return submanifold_conv3d(feats, self.weight, self.bias, nmap)
 
@@ -332,7 +332,7 @@ class SubmanifoldConv3d(nn.Module):
 
         Without gradient. Every chunk is the caller's own.
         """
-        if library := chosen(feats):
+        if (library := chosen(feats)) and nmap.coords is not None:
             whole = library(feats, self.weight, self.bias, nmap.coords, nmap.kept)
             yield from zip(nmap.chunks(step), whole.split(step), strict=True)
             return
