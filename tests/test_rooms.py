@@ -4,6 +4,7 @@ inside functions too."""
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -177,3 +178,10 @@ def test_importing_the_package_loads_neither_networks_nor_pillow() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_pages_that_the_code_cites_are_there() -> None:
+    files = [file for folder in ("trellis_core", "nodes", "tests") for file in (ROOT / folder).rglob("*.py")]
+    cited = {page for file in files for page in re.findall(r"docs/[\w/]+\.md", file.read_text(encoding="utf-8"))}
+    assert "docs/method/networks.md" in cited
+    assert not {page for page in cited if not (ROOT / page).is_file()}

@@ -1,4 +1,4 @@
-"""Which networks belong together, and how to sample with them: a family (spec A 1.3).
+"""Which networks belong together, and how to sample with them: a family (docs/method/networks.md).
 
 A family is known from configs and file headers alone. Its networks are read one at a time, when a stage needs one, and
 let go after it.

@@ -55,7 +55,7 @@ def sampler_values(settings: GenerationSettings, stage: str, recommended: Mappin
     """The settings that sample `stage` ("structure", "shape" or "texture"), by name: each as it is used.
 
     `recommended` are the sampler `params` of a family's pipeline.json; they stand in for settings that the user did not give,
-    as in the original program (spec A 6).
+    as in the original program (docs/method/sampling.md).
     """
     used: dict[str, Any] = {}
     for key, endings in SAMPLER_FIELDS.items():

@@ -1,4 +1,4 @@
-"""The six calls from a picture to an asset, each from values to values (spec A 7.1).
+"""The six calls from a picture to an asset, each from values to values (docs/method/sampling.md).
 
     condition -> sample_structure -> sample_shape -> sample_texture -> decode -> make_asset
 
@@ -183,7 +183,7 @@ def sample_shape(
 def refine_coords(
     fine: Tensor, family: Family, low: int, model: int, resolution: int, max_num_tokens: int
 ) -> tuple[Tensor, int]:
-    """Latent voxels of the refined shape, and the resolution they decode to (spec A 7.1, step 4).
+    """Latent voxels of the refined shape, and the resolution they decode to (docs/method/sampling.md, step 4).
 
     Args:
         fine: int32 [M, 4] voxels of the decoded `low` scale.

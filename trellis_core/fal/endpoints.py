@@ -1,4 +1,4 @@
-"""What the endpoints take and give: their fields as a checked model, their result, their OpenAPI document (spec E 2)."""
+"""What the endpoints take and give: fields as a checked model, result, OpenAPI document (docs/method/fal.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One layer of the flow transformers: modulated self-attention and MLP, cross-attention between them (spec A 3.2)."""
+"""One layer of the flow transformers: modulated self-attention and MLP, cross-attention between (docs/method/networks.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flow Euler sampling with classifier-free guidance inside an interval of times (spec A 6).
+"""Flow Euler sampling with classifier-free guidance inside an interval of times (docs/method/sampling.md).
 
 A sample at time t is x_t = (1 - t) x_0 + (sigma + (1 - sigma) t) noise, sigma = sigma_min; networks predict
 v = (1 - sigma) noise - x_0; time runs from 1 to 0.

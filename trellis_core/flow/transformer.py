@@ -1,4 +1,4 @@
-"""What the dense and the sparse flow transformer share: parameters, time embedding, layers, ends (spec A 3)."""
+"""What the dense and the sparse flow transformer share: parameters, time embedding, layers, ends (docs/method/networks.md)."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ class FlowTransformer(nn.Module):
 
 
 def initialize(model: FlowTransformer, scheme: str = "scaled") -> None:
-    """Fill the parameters in place for training from scratch (spec A 9); draws from torch's default generator.
+    """Fill the parameters in place for training from scratch (docs/method/sampling.md); draws from torch's default generator.
 
     The last linear map of every branch shrinks with the depth, modulation and output start at zero: the untrained
     network predicts zero velocity and every layer passes its input on.

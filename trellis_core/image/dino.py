@@ -1,4 +1,4 @@
-"""The picture encoder: a DINOv3 vision transformer under its Hugging Face parameter names (spec A 2.3)."""
+"""The picture encoder: a DINOv3 vision transformer under its Hugging Face parameter names (docs/method/networks.md)."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ NETWORK_SIDE = 1024
 
 
 def matte_by_network(picture: Image.Image, network: Callable[[Tensor], Sequence[Tensor]]) -> Image.Image:
-    """The original program's background removal around a BiRefNet-like network (spec A 2.2).
+    """The original program's background removal around a BiRefNet-like network (docs/method/networks.md).
 
     Args:
         picture: RGB.

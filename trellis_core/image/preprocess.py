@@ -1,4 +1,4 @@
-"""From a picture file to the square that the encoder sees: open, check, crop to the subject on black (spec A 2.1)."""
+"""From a picture file to the square that the encoder sees: open, check, crop to the subject (docs/method/networks.md)."""
 
 from __future__ import annotations
 

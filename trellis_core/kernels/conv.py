@@ -1,4 +1,4 @@
-"""Submanifold convolution as one implicit GEMM (spec B 1.2): patches are gathered tile by tile and never stored.
+"""Submanifold convolution as one implicit GEMM (docs/method/decoders.md): patches are gathered tile by tile and never stored.
 
 Rows are put into tiles in an order in which rows of a tile have the same neighbours, so a tile skips the taps that none
 of its rows has. The sum over taps and channels is one float32 accumulator; bias and rounding come last. The torch twin is

@@ -1,4 +1,4 @@
-"""The elementwise work of a flow transformer's layer in one pass each (spec A 3.2); torch twins: `flow.fused`.
+"""The elementwise work of a flow transformer's layer in one pass each (docs/method/networks.md); torch twins: `flow.fused`.
 
 Every intermediate that the twin rounds to the tensors' dtype is rounded here too.
 """

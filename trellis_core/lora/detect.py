@@ -1,4 +1,4 @@
-"""Which stage, and which resolution, a LoRA was made for (spec E 3.4).
+"""Which stage, and which resolution, a LoRA was made for (docs/method/lora.md).
 
 What the user says wins; this fills in what was left open, and finds contradictions. All five official flow transformers
 have the same blocks, so a LoRA of blocks alone can only be told apart by what is written about it.

@@ -1,4 +1,4 @@
-"""Any LoRA file to the normal form: for every network in it, changes by parameter name (spec E 3.3).
+"""Any LoRA file to the normal form: for every network in it, changes by parameter name (docs/method/lora.md).
 
 The table of contents is judged before a tensor is read; a file is understood as a whole or refused.
 """

@@ -1,4 +1,4 @@
-"""What a run will take, stage by stage, before it starts; and how to make it fit a budget (spec F 4, C 3)."""
+"""What a run will take, stage by stage, before it starts; and how to make it fit a budget (docs/method/decoders.md)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..weights.network_file import NetworkFile
 from .footprint import activation_bytes
 
 TOKENS_PER_CELL = 2.4
-"""Latent voxels of a usual object per square of the grid's side: 2,200 at 32, 9,600 at 64 (spec F 4)."""
+"""Latent voxels of a usual object per square of the grid's side: 2,200 at 32, 9,600 at 64 (docs/method/decoders.md)."""
 MARGIN = 1.07
 """What allocators and kernels take beside the tensors."""
 FEWEST_TOKENS = 4096

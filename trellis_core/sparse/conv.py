@@ -1,4 +1,4 @@
-"""Submanifold 3x3x3 convolution: only active voxels are computed, and only active neighbours contribute (spec B 1.2).
+"""Submanifold 3x3x3 convolution: only active voxels are computed, only active neighbours count (docs/method/decoders.md).
 
 Taps are numbered v = 9 i + 3 j + k with i, j, k in 0..2 for the offsets -1, 0, +1 along x, y, z; the centre is 13 and
 the opposite of v is 26 - v. A neighbour relation holds both ways, so the map stores the 13 taps above the centre only.

@@ -1,4 +1,4 @@
-"""Blocks of the sparse autoencoders (spec B 1.3). Attribute names are the published parameter names.
+"""Blocks of the sparse autoencoders (docs/method/decoders.md). Attribute names are the published parameter names.
 
 Blocks see plain feature rows [N, C] beside the neighbour map of their voxels.
 """

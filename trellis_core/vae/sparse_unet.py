@@ -1,4 +1,4 @@
-"""Sparse-convolution autoencoders of the shape and of the texture (spec B 1.4, A 8.3-8.4).
+"""Sparse-convolution autoencoders of the shape and of the texture (docs/method/decoders.md).
 
 Both are U-nets without cross links: the encoder halves the grid len(num_blocks) - 1 times, the decoder doubles it as
 often. A decoder follows the subdivision that it predicts itself, that another decoder predicted (guides), or that an

@@ -1,4 +1,4 @@
-"""Reading networks from disk: safetensors only, every tensor accounted for (spec A 1.2, 1.6).
+"""Reading networks from disk: safetensors only, every tensor accounted for (docs/method/networks.md).
 
 A network lies as `stem.json` ({"name": class, "args": {...}}) beside `stem.safetensors`. Stored tensors may be half
 precision throughout; they are copied into parameters of the dtype that the network's own policy asks for.

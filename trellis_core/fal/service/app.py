@@ -1,4 +1,4 @@
-"""The queue protocol of the hosted endpoints, as handlers of aiohttp that any of its servers can mount (spec E 1).
+"""The queue protocol of the hosted endpoints, as handlers of aiohttp that any of its servers can mount (docs/method/fal.md).
 
 Below one address lie run/ (waits for the result), queue/ (does not), rest/ (uploads are announced), cdn/ (files) and
 proxy (one address for browsers), as on the hosted service's own five hosts.

@@ -1,4 +1,4 @@
-"""The files that a request names: fetched, checked and capped before any network is loaded (spec E 4).
+"""The files that a request names: fetched, checked and capped before any network is loaded (docs/method/fal.md).
 
 What has to be asked for elsewhere is fetched first, apart from the work, so that a slow host keeps nobody waiting but who
 named it; the rest, and the decoding, belongs to the work.

@@ -1,7 +1,7 @@
 """Jobs: one line of them, and a runner that works it off; each is on the disk before its client hears of it.
 
-States are those of the protocol: IN_QUEUE, IN_PROGRESS, COMPLETED, and an error is a completion too (spec E 1.3). After a
-restart, jobs that were waiting wait again, in their order; those that ran are completed with an error that says so.
+States are those of the protocol: IN_QUEUE, IN_PROGRESS, COMPLETED, and an error is a completion too (docs/method/fal.md).
+After a restart, jobs that were waiting wait again, in their order; those that ran are completed with an error that says so.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The service's own secrets: signed addresses and tokens, the keys of webhooks, and who a client is (spec E 1.5, 1.6)."""
+"""The service's own secrets: signed addresses and tokens, the keys of webhooks, and who a client is (docs/method/fal.md)."""
 
 from __future__ import annotations
 

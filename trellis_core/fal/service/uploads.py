@@ -1,4 +1,4 @@
-"""Uploads in every way that the official clients know, and the files' own addresses (spec E 1.5)."""
+"""Uploads in every way that the official clients know, and the files' own addresses (docs/method/fal.md)."""
 
 from __future__ import annotations
 

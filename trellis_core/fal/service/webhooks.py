@@ -1,4 +1,4 @@
-"""Telling a client that its job has ended, signed, again and again until it hears (spec E 1.6)."""
+"""Telling a client that its job has ended, signed, again and again until it hears (docs/method/fal.md)."""
 
 from __future__ import annotations
 

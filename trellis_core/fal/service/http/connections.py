@@ -1,4 +1,4 @@
-"""Connections of the service's own server: how many there may be, and how long each may keep silent (spec E 1.8).
+"""Connections of the service's own server: how many there may be, and how long each may keep silent (docs/method/fal.md).
 
 A client that is slow costs a connection and nothing else; where connections become scarce, those that have kept silent for
 longest give way. Bodies are never unpacked, and what nobody reads is thrown away without being looked at.
