@@ -1,4 +1,4 @@
-"""`python -m trellis_core train-lora`: LoRAs for the stages, trained through PEFT (docs/method/sampling.md)
+"""`python -m trellis_core train-lora`: LoRAs for the stages, trained through PEFT (docs/method/sampling.md).
 
 A run is a folder: OUT/prepared.safetensors, and for every stage OUT/STAGE.safetensors with its loss curve, its samples and
 what it needs to go on after an interruption. The same command goes on.
