@@ -6,7 +6,7 @@ import importlib
 import logging
 from typing import Any
 
-MODULES = ("load", "condition", "sample", "lora", "mesh", "save", "settings", "generate", "fal", "serve")
+MODULES = ("generate", "load", "condition", "sample", "lora", "mesh", "save", "settings", "fal", "serve", "version_0_1")
 
 
 def extension() -> Any:

@@ -7,21 +7,21 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import host, pictures
-from .sockets import Condition, Family, advanced, schema
+from .sockets import Choice, Condition, Family, advanced, schema
 
 
 def picture_inputs() -> list[Any]:
     """Inputs of every node that takes pictures."""
     return [
         io.Image.Input("image", tooltip="One picture, or a batch of them: one object is made of each."),
-        io.Mask.Input("mask", optional=True, tooltip="Where the subject is, of the same size as the picture."),
+        io.Mask.Input("mask", optional=True, tooltip="Where the subject is; one a picture. All black: no mask."),
     ]
 
 
 def cutting_inputs() -> list[Any]:
     """Widgets that say how the subject is found."""
     return [
-        io.Combo.Input(
+        Choice(
             "background",
             options=list(pictures.BACKGROUNDS),
             default=pictures.BACKGROUNDS[0],
@@ -30,7 +30,7 @@ def cutting_inputs() -> list[Any]:
             "(pip install rembg); or not at all, for pictures that are cut out on black and square.",
         ),
         advanced(
-            io.Combo.Input(
+            Choice(
                 "mask_shows",
                 options=list(pictures.MASK_SIDES),
                 default="auto",
@@ -40,6 +40,11 @@ def cutting_inputs() -> list[Any]:
             )
         ),
     ]
+
+
+def check_background(background: str | None) -> bool | str:
+    """For the host's check before a run: True, or why subjects cannot be found so. A linked choice is None."""
+    return pictures.check_background(background) if background is not None else True
 
 
 def cut(image: Any, mask: Any, background: str, mask_shows: str) -> dict[str, Any]:
@@ -61,13 +66,17 @@ class ImageConditioner(io.ComfyNode):
             "Crops each picture to its subject on black and turns it into the tokens that guide all sampling. "
             "The preview is exactly what the networks see.",
             search_aliases=["dino", "image encode", "remove background"],
-            inputs=[Family.Input("family"), *picture_inputs(), *cutting_inputs()],
+            inputs=[Family.Input("family", tooltip="The networks, from Load TRELLIS.2."), *picture_inputs(), *cutting_inputs()],
             outputs=[
-                Condition.Output("condition", display_name="condition"),
+                Condition.Output("condition", display_name="condition", tooltip="For the samplers."),
                 io.Image.Output("seen", display_name="seen", tooltip="The cropped pictures, as the networks see them."),
             ],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def validate_inputs(cls, background: Any = None) -> bool | str:
+        return check_background(background)
 
     @classmethod
     def execute(

@@ -7,23 +7,24 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trellis_core.errors import InputError
-from . import condition, host, pictures
-from . import settings as shared
+from ..trellis_core.presets import RECOMMENDED
+from ..trellis_core.presets import preset as named
+from . import condition, fields, host, pictures
+from .generate import BEFORE, preset_input
 from .host import fal as host_fal
 from .sample import lora_input, seed_input
-from .save import keep_models
-from .sockets import advanced, glb_file, model_outputs, schema
+from .sockets import Choice, advanced, glb_file, model_outputs, schema, settings_input
 
 ENDPOINTS = ("auto", "trellis-2", "trellis-2-lora")
 
 
-class FalApi(io.ComfyNode):
+class FalGenerate(io.ComfyNode):
     """Pictures to textured models, elsewhere."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
-            "FalApi",
+            "FalGenerate",
             "TRELLIS.2 Image to 3D (fal)",
             "Has the model made at fal.ai, or on a server of your own, with the same settings as Image to 3D. "
             "At fal.ai a model costs about $0.25 at 512, $0.30 at 1024 and $0.35 at 1536. The key is FAL_KEY, or is entered "
@@ -32,83 +33,114 @@ class FalApi(io.ComfyNode):
             inputs=[
                 *condition.picture_inputs(),
                 seed_input(),
-                io.Combo.Input(
-                    "endpoint",
-                    options=list(ENDPOINTS),
-                    default=ENDPOINTS[0],
-                    tooltip="auto takes trellis-2-lora where LoRAs are connected, else trellis-2.",
-                ),
-                *shared.widgets(),
+                endpoint_input(),
+                preset_input(),
+                fields.resolution(BEFORE),
                 *condition.cutting_inputs(),
                 lora_input(),
-                io.String.Input(
-                    "base_url",
-                    default="",
-                    optional=True,
-                    tooltip="A server of your own, as `python -m trellis_core serve` prints it. Empty for fal.ai.",
-                ),
-                advanced(
-                    io.String.Input(
-                        "request_id",
-                        default="",
-                        optional=True,
-                        tooltip="Fetch this job instead of making a new one, for example after a restart.",
-                    )
-                ),
-                shared.settings_input(),
+                *server_inputs(),
+                settings_input(),
             ],
             outputs=model_outputs(),
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    async def execute(
-        cls,
-        image: Any,
-        seed: int,
-        endpoint: str = ENDPOINTS[0],
-        mask: Any = None,
-        background: str = pictures.BACKGROUNDS[0],
-        mask_shows: str = pictures.MASK_SIDES[0],
-        loras: Any = None,
-        base_url: str = "",
-        request_id: str = "",
-        settings: Any = None,
-        **values: Any,
-    ) -> io.NodeOutput:
-        from ..trellis_core.fal import client as api
-        from ..trellis_core.fal import remote
+    def validate_inputs(cls, background: Any = None) -> bool | str:
+        return condition.check_background(background)
 
-        chosen = shared.chosen(values, settings).model_copy(update={"seed": seed})
-        stack = [lora for lora in loras or () if lora.strength]
-        app = api.endpoint_for(endpoint, bool(stack))
-        api.arguments_for(app, chosen)
-        book, base_url = host_fal.notebook(), base_url.strip()
-        client = api.FalClient(book.key(base_url), base_url, book.uploads())
-        files, notes = remote.lora_files(stack) if stack else ({}, [])
-        seen = _cut_out(image, mask, background, mask_shows)
-        if request_id.strip() and len(seen) > 1:
-            raise InputError("One request id is for one picture: take the batch away, or empty request_id.")
-        run = host.Run(cls)
-        host_fal.say(cls, api.price(app, chosen, base_url))
-        made = []
-        for index, picture in enumerate(seen):
-            follow = _Follower(run.ctx.part(index / len(seen), (index + 1) / len(seen)), cls, api.price(app, chosen, base_url))
-            made.append(
-                await host_fal.until_stopped(
-                    remote.generate(
-                        client, book, app, picture, chosen, loras=files, request_id=request_id.strip(), base_url=base_url,
-                        on_state=follow.state, on_request=follow.request,
-                    )
+    @classmethod
+    async def execute(
+        cls, image: Any, seed: int = 0, preset: str = "", settings: Any = None, resolution: Any = RECOMMENDED, **asked: Any
+    ) -> io.NodeOutput:
+        chosen = fields.settings({"resolution": resolution}, settings, named(preset or RECOMMENDED))
+        *made, text = await have_made(cls, image, seed, chosen, **asked)
+        return io.NodeOutput(*handed_out(made), text, ui={"text": [text]})
+
+
+def endpoint_input() -> Any:
+    return Choice(
+        "endpoint",
+        options=list(ENDPOINTS),
+        default=ENDPOINTS[0],
+        optional=True,
+        tooltip="auto takes trellis-2-lora where LoRAs are connected, else trellis-2.",
+    )
+
+
+def server_inputs() -> list[Any]:
+    """Where the API is, and which job to fetch."""
+    return [
+        io.String.Input(
+            "base_url",
+            default="",
+            optional=True,
+            tooltip="A server of your own, as `python -m trellis_core serve` prints it. Empty for fal.ai.",
+        ),
+        advanced(
+            io.String.Input(
+                "request_id",
+                default="",
+                optional=True,
+                tooltip="Fetch this job instead of making a new one, for example after a restart.",
+            )
+        ),
+    ]
+
+
+def handed_out(made: list[Any]) -> tuple[Any, ...]:
+    """What `model_outputs` names, but for the report."""
+    from ..trellis_core.fal import remote
+
+    colors = [_color(remote.base_color(model.glb)) for model in made]
+    return [glb_file(model.glb) for model in made], colors, made[0].seed
+
+
+async def have_made(
+    node: type,
+    image: Any,
+    seed: int,
+    settings: Any,
+    *,
+    endpoint: str = ENDPOINTS[0],
+    mask: Any = None,
+    background: str = pictures.BACKGROUNDS[0],
+    mask_shows: str = pictures.MASK_SIDES[0],
+    loras: Any = None,
+    base_url: str = "",
+    request_id: str = "",
+) -> list[Any]:
+    """The models of these pictures, made elsewhere; and last, in words, where and by which requests."""
+    from ..trellis_core.fal import client as api
+    from ..trellis_core.fal import remote
+    from ..trellis_core.noise import item_seed
+
+    stack = [lora for lora in loras or () if lora.strength]
+    app = api.endpoint_for(endpoint, bool(stack))
+    api.arguments_for(app, settings)
+    book, base_url = host_fal.notebook(), base_url.strip()
+    client = api.FalClient(book.key(base_url), base_url, book.uploads())
+    files, notes = remote.lora_files(stack) if stack else ({}, [])
+    seen = _cut_out(image, mask, background, mask_shows)
+    if request_id.strip() and len(seen) > 1:
+        raise InputError("One request id is for one picture: take the batch away, or empty request_id.")
+    run, price = host.Run(node), api.price(app, settings, base_url)
+    host_fal.say(node, price)
+    made = []
+    for index, (picture, part) in enumerate(zip(seen, run.ctx.split(len(seen)), strict=True)):
+        follow = _Follower(part, node, price)
+        wanted = settings.model_copy(update={"seed": item_seed(seed, index)})
+        made.append(
+            await host_fal.until_stopped(
+                remote.generate(
+                    client, book, app, picture, wanted, loras=files, request_id=request_id.strip(), base_url=base_url,
+                    on_state=follow.state, on_request=follow.request,
                 )
-            )  # fmt: skip
-        run.ctx.report(1.0)
-        lines = [f"request {model.request_id} ({app}, {client.name}, seed {model.seed})" for model in made]
-        text = "\n".join([*lines, *notes, *filter(None, [api.price(app, chosen, base_url)])])
-        colors = [_color(remote.base_color(model.glb)) for model in made]
-        glbs = [glb_file(model.glb) for model in made]
-        paths = keep_models([model.glb for model in made])
-        return io.NodeOutput(glbs, colors, paths, made[0].seed, text, ui={"text": [text]})
+            )
+        )  # fmt: skip
+    run.ctx.report(1.0)
+    lines = [f"request {model.request_id} ({app}, {client.name}, seed {model.seed})" for model in made]
+    return [*made, "\n".join([*lines, *notes, *filter(None, [price])])]
 
 
 class _Follower:
@@ -143,4 +175,4 @@ def _color(picture: Any) -> Any:
     return torch.from_numpy(np.array(picture))[None].float() / 255
 
 
-NODES = [FalApi]
+NODES = [FalGenerate]

@@ -1,85 +1,128 @@
-"""Widgets made from the fields of `GenerationSettings`, and settings made from the values of widgets."""
+"""Widgets made from the fields of `GenerationSettings`, and settings made from the values of widgets.
+
+What a widget shows is what is used. What is not on a node, or is left to "recommended", is for those before it to say: the
+settings nodes that are connected, then the preset, then the weights, then our defaults.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from comfy_api.latest import io
 
-from ..trellis_core.errors import InputError
-from ..trellis_core.settings import FINISH_FIELDS, LOCAL_FIELDS, MESH_FIELDS, SAMPLER_FIELDS, STAGE_PREFIX, GenerationSettings
-from .sockets import advanced
+from ..trellis_core.errors import InputError, TrellisError
+from ..trellis_core.presets import RECOMMENDED
+from ..trellis_core.settings import (
+    FILE_FIELDS,
+    ROUTE_FIELDS,
+    SAMPLER_FIELDS,
+    SURFACE_FIELDS,
+    TEXTURE_FIELDS,
+    GenerationSettings,
+)
+from . import host
+from .sockets import Choice, advanced
 
-SAMPLERS = {
-    stage: tuple(f"{prefix}_{ending}" for endings in SAMPLER_FIELDS.values() for ending in endings)
-    for stage, prefix in STAGE_PREFIX.items()
-}
-"""Stage -> its sampler's fields."""
+ENDINGS = tuple(ending for endings in SAMPLER_FIELDS.values() for ending in endings)
+"""A sampler's settings, without the stage's prefix."""
 
-ROUTE = ("resolution", "cascade", "max_num_tokens")
-MESH = ("decimation_target", *(name for name in MESH_FIELDS if name.startswith("remesh") and name not in LOCAL_FIELDS))
-ATLAS = ("texture_size", *(name for name in MESH_FIELDS if name.startswith("uv_unwrap")))
-_FIRST = ("alpha_mode", "image_format")  # older than the others, so before them in saved workflows
-FINISH = (*_FIRST, *(name for name in FINISH_FIELDS if name not in (*_FIRST, "faces")))
-BAKER = ("rasterizer",)
-CACHING = ("step_caching",)
+ROUTE, SURFACE, TEXTURE, FILE = ROUTE_FIELDS[1:], SURFACE_FIELDS, TEXTURE_FIELDS, FILE_FIELDS
 
-_PLAIN = ("steps", "guidance_strength", "resolution", "decimation_target", "texture_size", "remesh")
+_PLAIN = (
+    "steps", "guidance_strength", "resolution", "decimation_target", "faces", "texture_size", "remesh", "normal_map",
+    "occlusion_map", "alpha_mode", *FILE_FIELDS,
+)  # fmt: skip
 """Endings of the fields that everybody sees; the others are folded away."""
-
-_FOLLOWS = " Left at its default it follows what the weights recommend."
 
 
 def widgets(*names: str) -> list[Any]:
     """One input per field: range, default and words are the field's own."""
-    return [_widget(name) for name in names]
+    return [widget(name, GenerationSettings.model_fields[name].description) for name in names]
 
 
-def settings(values: dict[str, Any]) -> GenerationSettings:
-    """Settings of what widgets say. A value left at its default counts as not given, so a family's own one holds.
+def resolution(before: str) -> Any:
+    """The resolution, or what others say of it; `before` tells who does, in words."""
+    field = GenerationSettings.model_fields["resolution"]
+    return Choice(
+        "resolution",
+        options=[RECOMMENDED, *map(str, get_args(field.annotation))],
+        default=RECOMMENDED,
+        optional=True,
+        tooltip=f"{field.description} {RECOMMENDED}: {before}.",
+    )
+
+
+def widget(field_name: str, tooltip: str, name: str = "") -> Any:
+    """The input of one field, under another name where one is given."""
+    field = GenerationSettings.model_fields[field_name]
+    limits = {key: getattr(rule, key) for rule in field.metadata for key in ("ge", "le", "lt") if hasattr(rule, key)}
+    low, high = limits.get("ge"), limits.get("le")
+    common = {"id": name or field_name, "tooltip": tooltip, "default": field.default, "optional": True}
+    choices = get_args(field.annotation)
+    if choices:
+        common["default"] = str(field.default)
+        made = Choice(options=[str(choice) for choice in choices], **common)
+    elif field.annotation is bool:
+        made = io.Boolean.Input(**common)
+    elif field.annotation is int:
+        made = io.Int.Input(min=low, max=2**31 - 1 if high is None else high, step=1, **common)
+    else:
+        step = 0.01 if high == 1 or field_name in FILE_FIELDS else 1.0 if high > 10 else 0.05
+        made = io.Float.Input(min=float(low), max=float(high), step=step, **common)
+    return made if field_name.endswith(_PLAIN) else advanced(made)
+
+
+def settings(
+    values: Mapping[str, Any], connected: GenerationSettings | None = None, preset: GenerationSettings | None = None
+) -> GenerationSettings:
+    """What a node's widgets show, then what connected settings say, then a preset.
 
     Raises:
-        InputError: two values do not go together, in words.
+        InputError: a value is impossible; or the connected settings say something else than a widget of the node shows.
     """
-    given = {key: _number(key, value) for key, value in values.items()}
+    own = checked({name: value for name, value in values.items() if value != RECOMMENDED})
+    if connected is not None:
+        for name in sorted(own.model_fields_set & connected.model_fields_set):
+            shown, said = getattr(own, name), getattr(connected, name)
+            if shown != said:
+                raise InputError(f"{name} is {shown} on this node and {said} in the connected settings: make them equal.")
+        own = own.over(connected)
+    return own if preset is None else own.over(preset)
+
+
+def checked(values: Mapping[str, Any]) -> GenerationSettings:
+    """Settings of values by name, all of them given.
+
+    Raises:
+        InputError: a value is impossible, or two do not go together, in words.
+    """
     try:
-        complete = GenerationSettings(**given)
+        return GenerationSettings(**{name: _number(name, value) for name, value in values.items()})
     except ValueError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         raise InputError(f"{name} cannot be {first['input']}: {first['msg']}.") from error
-    defaults = GenerationSettings()
-    changed = {key for key in given if getattr(complete, key) != getattr(defaults, key)}
-    return GenerationSettings.model_construct(changed, **complete.model_dump())
 
 
 def check(**values: Any) -> bool | str:
     """For the host's check before a run: True, or what is wrong with these values. Those that come over a link are None."""
     try:
-        settings({key: value for key, value in values.items() if value is not None})
+        checked({key: value for key, value in values.items() if value is not None})
     except InputError as error:
         return str(error)
     return True
 
 
-def _widget(name: str) -> Any:
-    field = GenerationSettings.model_fields[name]
-    limits = {key: getattr(rule, key) for rule in field.metadata for key in ("ge", "le", "lt") if hasattr(rule, key)}
-    low, high = limits.get("ge"), limits.get("le")
-    tip = field.description + (_FOLLOWS if name.startswith(tuple(STAGE_PREFIX.values())) else "")
-    common = {"id": name, "tooltip": tip, "default": field.default, "optional": name in (*FINISH_FIELDS, *BAKER, *CACHING)}
-    choices = get_args(field.annotation)
-    if choices:
-        common["default"] = str(field.default)
-        widget = io.Combo.Input(options=[str(choice) for choice in choices], **common)
-    elif field.annotation is bool:
-        widget = io.Boolean.Input(**common)
-    elif field.annotation is int:
-        widget = io.Int.Input(min=low, max=2**31 - 1 if high is None else high, step=1, **common)
-    else:
-        step = 0.01 if high == 1 or name in FINISH_FIELDS else 1.0 if high > 10 else 0.05
-        widget = io.Float.Input(min=float(low), max=float(high), step=step, **common)
-    return widget if name.endswith(_PLAIN) else advanced(widget)
+def check_finishing(**values: Any) -> bool | str:
+    """The same, and whether the packages are there that finishing a model with these values takes."""
+    from ..trellis_core.preflight import check_packages
+
+    try:
+        check_packages(checked({key: value for key, value in values.items() if value is not None}), host.context())
+    except TrellisError as error:
+        return str(error)
+    return True
 
 
 def _number(name: str, value: Any) -> Any:

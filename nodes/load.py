@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from . import host
-from .sockets import Family, advanced, schema
+from .fields import ENDINGS
+from .sockets import Choice, Family, advanced, schema
 
 AS_STORED = "as stored"
 
@@ -22,7 +25,7 @@ class LoadFamily(io.ComfyNode):
             "memory before a stage needs it. 'mini' is small, ships with this pack and needs no download.",
             search_aliases=["trellis", "image to 3d", "3d model loader"],
             inputs=[
-                io.Combo.Input(
+                Choice(
                     "weights",
                     options=host.family_names(),
                     default="mini",
@@ -30,7 +33,7 @@ class LoadFamily(io.ComfyNode):
                     "TRELLIS.2 files, in models/diffusion_models, vae and clip_vision.",
                 ),
                 advanced(
-                    io.Combo.Input(
+                    Choice(
                         "precision",
                         options=[AS_STORED, *host.PRECISIONS],
                         default=AS_STORED,
@@ -41,7 +44,10 @@ class LoadFamily(io.ComfyNode):
                     )
                 ),
             ],
-            outputs=[Family.Output("family", display_name="family")],
+            outputs=[
+                Family.Output("family", display_name="family", tooltip="The networks, for all nodes that compute with them.")
+            ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -50,7 +56,23 @@ class LoadFamily(io.ComfyNode):
 
     @classmethod
     def execute(cls, weights: str, precision: str = AS_STORED) -> io.NodeOutput:
-        return io.NodeOutput(host.open_family(weights, None if precision == AS_STORED else precision))
+        family = host.open_family(weights, None if precision == AS_STORED else precision)
+        return io.NodeOutput(family, ui=host.shown(cls, advice(family)))
+
+
+def advice(family: Any) -> str:
+    """What the weights recommend, in a few lines."""
+    from ..trellis_core.sampling import sampler_values
+    from ..trellis_core.settings import STAGE_PREFIX, GenerationSettings
+
+    lines = [f"{family.name} recommends:"]
+    if family.recommended:
+        lines.append(f"resolution {family.recommended}")
+    for stage, prefix in STAGE_PREFIX.items():
+        values = sampler_values(GenerationSettings(), stage, family.samplers[stage].params)
+        steps, guidance, rescale, start, end, rescale_t = (f"{values[f'{prefix}_{ending}']:g}" for ending in ENDINGS)
+        lines.append(f"{stage}: {steps} steps, guidance {guidance} from {start} to {end}, rescale {rescale}, early {rescale_t}")
+    return "\n".join(lines)
 
 
 NODES = [LoadFamily]

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..trellis_core.errors import InputError
 from ..trellis_core.lora.names import DTYPES, FORMATS
 from . import host
-from .sockets import Family, Loras, advanced, schema
+from .sockets import Choice, Family, Loras, advanced, schema
 
 STAGES: dict[str, tuple[str | None, int | None]] = {
     "all it has weights for": (None, None),
@@ -29,11 +29,11 @@ def changed(family: Any, loras: Any, route: Any) -> Any:
 
 
 def _file_input() -> Any:
-    return io.Combo.Input("lora", options=host.lora_names(), tooltip="A .safetensors file in models/loras, or a bundled one.")
+    return Choice("lora", options=host.lora_names(), tooltip="A .safetensors file in models/loras, or a bundled one.")
 
 
 def _stage_input() -> Any:
-    return io.Combo.Input(
+    return Choice(
         "stage",
         options=list(STAGES),
         default=next(iter(STAGES)),
@@ -88,7 +88,7 @@ class LoadLora(io.ComfyNode):
                 _family_input(),
             ],
             outputs=[
-                Loras.Output("loras_out", display_name="loras"),
+                Loras.Output("loras_out", display_name="loras", tooltip="The stack, for samplers."),
                 io.String.Output("report", display_name="report", tooltip="What it changes, how strongly, and warnings."),
             ],
             hidden=[io.Hidden.unique_id],
@@ -117,7 +117,7 @@ class LoraInfo(io.ComfyNode):
             search_aliases=["lora report", "inspect lora"],
             is_output_node=True,
             inputs=[_file_input(), _stage_input(), _family_input()],
-            outputs=[io.String.Output("report", display_name="report")],
+            outputs=[io.String.Output("report", display_name="report", tooltip="What the file is, in words.")],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -144,14 +144,14 @@ class SaveLora(io.ComfyNode):
             search_aliases=["merge lora", "scale lora", "export lora"],
             is_output_node=True,
             inputs=[
-                Loras.Input("loras"),
+                Loras.Input("loras", tooltip="The stack, from Load LoRA."),
                 io.String.Input(
                     "filename_prefix",
                     default="loras/TRELLIS2",
                     tooltip="Below the output folder; the stage and a number are put behind it.",
                 ),
-                io.Combo.Input("format", options=list(FORMATS), default=FORMATS[0], tooltip="Keys of the new files."),
-                advanced(io.Combo.Input("dtype", options=list(DTYPES), default=DTYPES[0], tooltip="Numbers of the new files.")),
+                Choice("format", options=list(FORMATS), default=FORMATS[0], tooltip="Keys of the new files."),
+                advanced(Choice("dtype", options=list(DTYPES), default=DTYPES[0], tooltip="Numbers of the new files.")),
                 advanced(
                     io.Int.Input(
                         "rank",
@@ -162,7 +162,11 @@ class SaveLora(io.ComfyNode):
                     )
                 ),
             ],
-            outputs=[io.String.Output("paths", display_name="paths", is_output_list=True)],
+            outputs=[
+                io.String.Output(
+                    "paths", display_name="paths", is_output_list=True, tooltip="The files, below the output folder."
+                )
+            ],
             hidden=[io.Hidden.unique_id],
         )
 

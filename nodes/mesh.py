@@ -10,10 +10,14 @@ from comfy_api.latest import io
 from ..trellis_core.errors import InputError
 from ..trellis_core.values import Mesh
 from . import fields, host, meshes
-from .sockets import AnyFile3D, Asset, Family, File3D, PbrVoxels, Shape, Texture, glb_file, schema
+from .sockets import AnyFile3D, Asset, Family, File3D, PbrVoxels, Shape, Texture, glb_file, schema, settings_input
 
 FLAT = (128, 128, 255)
 """Texel of a normal map that changes nothing."""
+
+
+_FIRST = ("decimation_target", "remesh", "remesh_band", "remesh_project")
+"""Widgets that stood on Remesh & Decimate before others: saved workflows go by their places."""
 
 
 class Decode(io.ComfyNode):
@@ -27,13 +31,15 @@ class Decode(io.ComfyNode):
             "Turns the latents into the raw mesh, with every triangle that was found, and into voxels of colour and "
             "material. A batch comes out one by one. Without a texture there is only the mesh.",
             inputs=[
-                Family.Input("family"),
-                Shape.Input("shape"),
-                Texture.Input("texture", optional=True),
+                Family.Input("family", tooltip="The networks, from Load TRELLIS.2."),
+                Shape.Input("shape", tooltip="The surface as a latent, from Sample Shape."),
+                Texture.Input("texture", optional=True, tooltip="Colour and material, from Sample Texture, on this shape."),
             ],
             outputs=[
-                io.Mesh.Output("mesh", display_name="mesh", is_output_list=True),
-                PbrVoxels.Output("voxels", display_name="voxels", is_output_list=True),
+                io.Mesh.Output("mesh", display_name="mesh", is_output_list=True, tooltip="Raw triangles, one mesh an object."),
+                PbrVoxels.Output(
+                    "voxels", display_name="voxels", is_output_list=True, tooltip="Colour and material, for Bake Textures."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -59,14 +65,18 @@ class Remesh(io.ComfyNode):
             "Cleans the mesh, makes it one outer wall, closes small holes, and reduces it to a target.",
             search_aliases=["decimate", "simplify", "watertight"],
             inputs=[
-                io.Mesh.Input("mesh"),
-                *fields.widgets(*fields.MESH),
+                io.Mesh.Input("mesh", tooltip="From Decode, Load Mesh, or another node of meshes."),
+                *fields.widgets(*_FIRST),
                 PbrVoxels.Input("voxels", optional=True, tooltip="Says how fine the mesh was decoded; else it is judged."),
-                *fields.widgets("faces"),
+                *fields.widgets(*(name for name in fields.SURFACE if name not in _FIRST)),
             ],
-            outputs=[io.Mesh.Output("mesh_out", display_name="mesh")],
+            outputs=[io.Mesh.Output("mesh_out", display_name="mesh", tooltip="The clean mesh.")],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def validate_inputs(cls, remesh: Any = None) -> bool | str:
+        return fields.check_finishing(remesh=remesh)
 
     @classmethod
     def execute(cls, mesh: Any, voxels: Any = None, **values: Any) -> io.NodeOutput:
@@ -84,53 +94,63 @@ class BakeTextures(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
-            "BakeTextures",
+            "Bake",
             "TRELLIS.2 Bake Textures",
             "Unwraps the mesh, bakes the voxels into textures, and makes a GLB of it. Give it a mesh from Remesh & "
             "Decimate: a raw one takes very long to unwrap.",
             search_aliases=["uv unwrap", "pbr", "texture"],
-            inputs=[
-                io.Mesh.Input("mesh"),
-                PbrVoxels.Input("voxels"),
-                *fields.widgets(*fields.ATLAS),
-                *fields.widgets(*fields.FINISH),
-                io.Mesh.Input(
-                    "detail",
-                    optional=True,
-                    tooltip="The mesh before it was reduced: normal map and occlusion are baked from it.",
-                ),
-                *fields.widgets(*fields.BAKER),
-            ],
-            outputs=[
-                File3D.Output("glb", display_name="glb"),
-                io.Image.Output("base_color", display_name="base_color"),
-                io.Mask.Output("alpha", display_name="alpha", tooltip="Opacity: white is solid."),
-                io.Mask.Output("metallic", display_name="metallic"),
-                io.Mask.Output("roughness", display_name="roughness"),
-                Asset.Output("asset", display_name="asset"),
-                io.Image.Output("material", display_name="material", tooltip="Red occlusion, green roughness, blue metalness."),
-                io.Image.Output("normal", display_name="normal", tooltip="The normal map; flat where none was asked for."),
-            ],
+            inputs=[*baking_inputs(), detail_input(), *fields.widgets(*fields.TEXTURE), settings_input()],
+            outputs=baked_outputs(),
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, mesh: Any, voxels: Any, detail: Any = None, **values: Any) -> io.NodeOutput:
-        from ..trellis_core.asset.asset import make_asset
+    def validate_inputs(cls, rasterizer: Any = None) -> bool | str:
+        return fields.check_finishing(rasterizer=rasterizer)
 
-        if voxels is None:
-            raise InputError("There are no colours to bake: connect a texture to the Decode node.")
-        settings = fields.settings(values)
-        asset = make_asset(
-            meshes.from_host(mesh),
-            voxels,
-            settings,
-            host.Run(cls).ctx,
-            refined=True,
-            detail=None if detail is None else meshes.from_host(detail),
-        )
-        *apart, material, normal = maps_of(asset)
-        return io.NodeOutput(glb_file(asset.to_glb_bytes()), *apart, asset, material, normal)
+    @classmethod
+    def execute(cls, mesh: Any, voxels: Any, detail: Any = None, settings: Any = None, **values: Any) -> io.NodeOutput:
+        return bake(cls, mesh, voxels, detail, fields.settings(values, settings))
+
+
+def baking_inputs() -> list[Any]:
+    return [
+        io.Mesh.Input("mesh", tooltip="The surface, from Remesh & Decimate."),
+        PbrVoxels.Input("voxels", tooltip="Colour and material, from Decode."),
+    ]
+
+
+def detail_input() -> Any:
+    return io.Mesh.Input(
+        "detail",
+        optional=True,
+        tooltip="The mesh before it was reduced: normal map and occlusion are baked from it.",
+    )
+
+
+def baked_outputs() -> list[Any]:
+    return [
+        File3D.Output("glb", display_name="glb", tooltip="The model as a file in memory, textures inside."),
+        io.Image.Output("base_color", display_name="base_color", tooltip="The colour texture."),
+        io.Mask.Output("alpha", display_name="alpha", tooltip="Opacity: white is solid."),
+        io.Mask.Output("metallic", display_name="metallic", tooltip="White is metal."),
+        io.Mask.Output("roughness", display_name="roughness", tooltip="White is rough."),
+        Asset.Output("asset", display_name="asset", tooltip="For Asset Report."),
+        io.Image.Output("material", display_name="material", tooltip="Red occlusion, green roughness, blue metalness."),
+        io.Image.Output("normal", display_name="normal", tooltip="The normal map; flat where none was asked for."),
+    ]
+
+
+def bake(node: type, mesh: Any, voxels: Any, detail: Any, settings: Any) -> io.NodeOutput:
+    """What `baked_outputs` names."""
+    from ..trellis_core.asset.asset import make_asset
+
+    if voxels is None:
+        raise InputError("There are no colours to bake: connect a texture to the Decode node.")
+    raw = None if detail is None else meshes.from_host(detail)
+    asset = make_asset(meshes.from_host(mesh), voxels, settings, host.Run(node).ctx, refined=True, detail=raw)
+    *apart, material, normal = maps_of(asset)
+    return io.NodeOutput(glb_file(asset.to_glb_bytes()), *apart, asset, material, normal)
 
 
 def color_of(asset: Any) -> torch.Tensor:
@@ -164,7 +184,7 @@ class LoadMesh(io.ComfyNode):
                 ),
                 AnyFile3D.Input("model", optional=True, tooltip="A 3D file from another node, instead of a name."),
             ],
-            outputs=[io.Mesh.Output("mesh", display_name="mesh")],
+            outputs=[io.Mesh.Output("mesh", display_name="mesh", tooltip="The triangles of the file.")],
         )
 
     @classmethod
@@ -196,10 +216,10 @@ class AssetReport(io.ComfyNode):
             "TRELLIS.2 Asset Report",
             "Says what the finished model is like: triangles, holes, charts, texels, file size, time; and what to change.",
             is_output_node=True,
-            inputs=[Asset.Input("asset")],
+            inputs=[Asset.Input("asset", tooltip="From Bake Textures or Image to 3D.")],
             outputs=[
-                io.String.Output("text", display_name="text"),
-                io.String.Output("json", display_name="json"),
+                io.String.Output("text", display_name="text", tooltip="For people."),
+                io.String.Output("json", display_name="json", tooltip="For programs."),
             ],
             hidden=[io.Hidden.unique_id],
         )

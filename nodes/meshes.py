@@ -13,8 +13,10 @@ from ..trellis_core.values import Mesh
 
 
 def to_host(mesh: Mesh) -> Any:
-    """A batch of one."""
-    return Types.MESH(z_up_to_y_up(mesh.vertices)[None], mesh.faces.long()[None])
+    """A batch of one. What only we know of it stays on the object, for nodes of ours that get it as it is."""
+    made = Types.MESH(z_up_to_y_up(mesh.vertices)[None], mesh.faces.long()[None])
+    made.cells, made.made_with = mesh.cells, mesh.made_with
+    return made
 
 
 def from_host(mesh: Any) -> Mesh:
@@ -30,7 +32,10 @@ def from_host(mesh: Any) -> Mesh:
         vertices, faces = vertices[: int(mesh.vertex_counts[0])], faces[: int(mesh.face_counts[0])]
     if not len(faces):
         raise InputError("The mesh has no faces.")
-    return Mesh(y_up_to_z_up(vertices.float().cpu()).contiguous(), faces.int().cpu())
+    cells, used = getattr(mesh, "cells", None), getattr(mesh, "made_with", {})
+    if cells is not None and len(cells) != len(vertices):
+        cells = None
+    return Mesh(y_up_to_z_up(vertices.float().cpu()).contiguous(), faces.int().cpu(), cells, used)
 
 
 def grid_of(mesh: Mesh) -> int:

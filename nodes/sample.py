@@ -12,7 +12,7 @@ from ..trellis_core.noise import state_of, streams
 from ..trellis_core.settings import SEED_LIMIT
 from . import fields, host
 from .lora import changed
-from .sockets import Condition, Family, Loras, Shape, Structure, Texture, advanced, schema
+from .sockets import Condition, Family, Loras, Shape, Structure, Texture, advanced, schema, settings_input
 
 
 def seed_input() -> Any:
@@ -31,7 +31,7 @@ def lora_input() -> Any:
     return Loras.Input("loras", optional=True, tooltip="LoRAs from Load LoRA nodes; those for other stages are left alone.")
 
 
-def _variant_input(stage: str) -> Any:
+def variant_input(stage: str) -> Any:
     return io.Int.Input(
         "variant",
         default=0,
@@ -42,11 +42,38 @@ def _variant_input(stage: str) -> Any:
     )
 
 
-def _varied(value: Any, variant: int) -> Any:
+def varied(value: Any, variant: int) -> Any:
     """The value with the streams of noise that `variant` asks for."""
     if variant == 0:
         return value
     return replace(value, rng=state_of(streams(variant, value.samples)))
+
+
+def cascade_input() -> Any:
+    """Whether the structure is for a cascade."""
+    return advanced(
+        io.Boolean.Input(
+            "cascade",
+            default=True,
+            optional=True,
+            tooltip="Must agree with Sample Shape: off only where that samples 1024 directly.",
+        )
+    )
+
+
+def family_input() -> Any:
+    return Family.Input("family", tooltip="The networks, from Load TRELLIS.2.")
+
+
+def condition_input() -> Any:
+    return Condition.Input("condition", tooltip="What the networks see of the picture, from Image Conditioner.")
+
+
+def structure_outputs() -> list[Any]:
+    return [
+        Structure.Output("structure", display_name="structure", tooltip="The rough form, for Sample Shape."),
+        io.Voxel.Output("voxels", display_name="voxels", tooltip="The same as a dense 0/1 volume, y up."),
+    ]
 
 
 class SampleStructure(io.ComfyNode):
@@ -55,49 +82,48 @@ class SampleStructure(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
-            "SampleStructure",
+            "StructureSampler",
             "TRELLIS.2 Sample Structure",
             "Finds the rough form: which voxels of a coarse grid the object fills.",
             inputs=[
-                Family.Input("family"),
-                Condition.Input("condition"),
+                family_input(),
+                condition_input(),
                 seed_input(),
-                *fields.widgets(*fields.SAMPLERS["structure"]),
-                advanced(
-                    io.Boolean.Input(
-                        "cascade",
-                        default=True,
-                        optional=True,
-                        tooltip="Must agree with Sample Shape: off only where that samples 1024 directly.",
-                    )
-                ),
+                cascade_input(),
+                *fields.widgets("step_caching"),
                 lora_input(),
-                *fields.widgets(*fields.CACHING),
+                settings_input(),
             ],
-            outputs=[
-                Structure.Output("structure", display_name="structure"),
-                io.Voxel.Output("voxels", display_name="voxels", tooltip="The same as a dense 0/1 volume, y up."),
-            ],
+            outputs=structure_outputs(),
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def validate_inputs(cls, ss_guidance_interval_start: float, ss_guidance_interval_end: float) -> bool | str:
-        start, end = ss_guidance_interval_start, ss_guidance_interval_end
-        return fields.check(ss_guidance_interval_start=start, ss_guidance_interval_end=end)
-
-    @classmethod
     def execute(
-        cls, family: Any, condition: Any, seed: int, cascade: bool = True, loras: Any = None, **values: Any
+        cls,
+        family: Any,
+        condition: Any,
+        seed: int = 0,
+        cascade: bool = True,
+        loras: Any = None,
+        settings: Any = None,
+        **values: Any,
     ) -> io.NodeOutput:
-        from ..trellis_core import stages
+        return sample_structure(cls, family, condition, seed, cascade, loras, fields.settings(values, settings))
 
-        coarse = cascade and 512 in family.resolutions
-        settings = fields.settings({**values, "resolution": 512 if coarse else 1024, "cascade": cascade})
-        family = changed(family, loras, family.route(settings.resolution, cascade))
-        run = host.Run(cls)
-        structure = stages.sample_structure(family, condition, settings, seed, watch=run.watch(family), ctx=run.ctx)
-        return io.NodeOutput(structure, Types.VOXEL(_dense(structure)))
+
+def sample_structure(
+    node: type, family: Any, condition: Any, seed: int, cascade: bool, loras: Any, settings: Any
+) -> io.NodeOutput:
+    """The structure, and the same as voxels."""
+    from ..trellis_core import stages
+
+    coarse = cascade and 512 in family.resolutions
+    settings = settings.model_copy(update={"resolution": 512 if coarse else 1024, "cascade": cascade})
+    family = changed(family, loras, family.route(settings.resolution, cascade))
+    run = host.Run(node)
+    structure = stages.sample_structure(family, condition, settings, seed, watch=run.watch(family), ctx=run.ctx)
+    return io.NodeOutput(structure, Types.VOXEL(_dense(structure)))
 
 
 def _dense(structure: Any) -> torch.Tensor:
@@ -114,39 +140,45 @@ class SampleShape(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
-            "SampleShape",
+            "ShapeSampler",
             "TRELLIS.2 Sample Shape",
             "Forms the surface on the structure. Above 512 coarsely first, then refined (cascade).",
             inputs=[
-                Family.Input("family"),
-                Condition.Input("condition"),
-                Structure.Input("structure"),
-                *fields.widgets("resolution", *fields.SAMPLERS["shape"], "cascade", "max_num_tokens"),
-                _variant_input("shape"),
+                family_input(),
+                condition_input(),
+                Structure.Input("structure", tooltip="The rough form, from Sample Structure."),
+                fields.resolution("what the weights recommend"),
+                *fields.widgets(*fields.ROUTE),
+                variant_input("shape"),
                 lora_input(),
-                *fields.widgets(*fields.CACHING),
+                settings_input(),
             ],
-            outputs=[Shape.Output("shape", display_name="shape")],
+            outputs=[Shape.Output("shape", display_name="shape", tooltip="The surface as a latent.")],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def validate_inputs(cls, shape_slat_guidance_interval_start: float, shape_slat_guidance_interval_end: float) -> bool | str:
-        start, end = shape_slat_guidance_interval_start, shape_slat_guidance_interval_end
-        return fields.check(shape_slat_guidance_interval_start=start, shape_slat_guidance_interval_end=end)
-
-    @classmethod
     def execute(
-        cls, family: Any, condition: Any, structure: Any, variant: int = 0, loras: Any = None, **values: Any
+        cls,
+        family: Any,
+        condition: Any,
+        structure: Any,
+        variant: int = 0,
+        loras: Any = None,
+        settings: Any = None,
+        **values: Any,
     ) -> io.NodeOutput:
-        from ..trellis_core import stages
+        chosen = family.advised(fields.settings(values, settings))
+        return sample_shape(cls, family, condition, varied(structure, variant), loras, chosen)
 
-        settings = fields.settings(values)
-        family = changed(family, loras, family.route(settings.resolution, settings.cascade))
-        run = host.Run(cls)
-        structure = _varied(structure, variant)
-        shape = stages.sample_shape(family, condition, structure, settings, watch=run.watch(family), ctx=run.ctx)
-        return io.NodeOutput(shape)
+
+def sample_shape(node: type, family: Any, condition: Any, structure: Any, loras: Any, settings: Any) -> io.NodeOutput:
+    """The shape latent."""
+    from ..trellis_core import stages
+
+    family = changed(family, loras, family.route(settings.resolution, settings.cascade))
+    run = host.Run(node)
+    return io.NodeOutput(stages.sample_shape(family, condition, structure, settings, watch=run.watch(family), ctx=run.ctx))
 
 
 class SampleTexture(io.ComfyNode):
@@ -155,38 +187,43 @@ class SampleTexture(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
-            "SampleTexture",
+            "TextureSampler",
             "TRELLIS.2 Sample Texture",
             "Paints the shape: colour, metalness, roughness and opacity. The shape stays as it is.",
             inputs=[
-                Family.Input("family"),
-                Condition.Input("condition"),
-                Shape.Input("shape"),
-                *fields.widgets(*fields.SAMPLERS["texture"]),
-                _variant_input("texture"),
+                family_input(),
+                condition_input(),
+                Shape.Input("shape", tooltip="The surface to paint, from Sample Shape."),
+                variant_input("texture"),
+                *fields.widgets("step_caching"),
                 lora_input(),
-                *fields.widgets(*fields.CACHING),
+                settings_input(),
             ],
-            outputs=[Texture.Output("texture", display_name="texture")],
+            outputs=[Texture.Output("texture", display_name="texture", tooltip="Colour and material as a latent.")],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def validate_inputs(cls, tex_slat_guidance_interval_start: float, tex_slat_guidance_interval_end: float) -> bool | str:
-        start, end = tex_slat_guidance_interval_start, tex_slat_guidance_interval_end
-        return fields.check(tex_slat_guidance_interval_start=start, tex_slat_guidance_interval_end=end)
-
-    @classmethod
     def execute(
-        cls, family: Any, condition: Any, shape: Any, variant: int = 0, loras: Any = None, **values: Any
+        cls,
+        family: Any,
+        condition: Any,
+        shape: Any,
+        variant: int = 0,
+        loras: Any = None,
+        settings: Any = None,
+        **values: Any,
     ) -> io.NodeOutput:
-        from ..trellis_core import stages
+        return sample_texture(cls, family, condition, varied(shape, variant), loras, fields.settings(values, settings))
 
-        settings = fields.settings(values)
-        family = changed(family, loras, stages.texture_route(family, shape))
-        run = host.Run(cls)
-        texture = stages.sample_texture(family, condition, _varied(shape, variant), settings, ctx=run.ctx)
-        return io.NodeOutput(texture)
+
+def sample_texture(node: type, family: Any, condition: Any, shape: Any, loras: Any, settings: Any) -> io.NodeOutput:
+    """The texture latent."""
+    from ..trellis_core import stages
+
+    family = changed(family, loras, stages.texture_route(family, shape))
+    run = host.Run(node)
+    return io.NodeOutput(stages.sample_texture(family, condition, shape, settings, watch=run.watch(family), ctx=run.ctx))
 
 
 NODES = [SampleStructure, SampleShape, SampleTexture]

@@ -31,14 +31,14 @@ def _glb_bytes(model: Any) -> bytes:
 
 
 def keep_models(glbs: Sequence[bytes]) -> list[str]:
-    """Paths of new files in the host's temporary folder, one for each GLB."""
+    """Names of new files in the host's temporary folder, one for each GLB, as the host's own nodes take them."""
     from ..trellis_core.files import write_whole
 
     paths = []
     for glb in glbs:
-        path, _ = host.temporary_file("TRELLIS2", ".glb")
+        path, entry = host.temporary_file("TRELLIS2", ".glb")
         write_whole(path, glb)
-        paths.append(str(path))
+        paths.append(f"{host.below(entry)} [temp]")
     return paths
 
 
@@ -63,7 +63,7 @@ class SaveGLB(io.ComfyNode):
                 ),
             ],
             outputs=[
-                File3D.Output("glb_out", display_name="glb"),
+                File3D.Output("glb_out", display_name="glb", tooltip="The file as it was written."),
                 io.String.Output("path", display_name="path", tooltip="Below the output folder."),
             ],
             hidden=_HIDDEN,
@@ -120,7 +120,7 @@ class SaveStage(io.ComfyNode):
             "Writes a structure, shape or texture as safetensors: Load Stage goes on from it, on any machine.",
             is_output_node=True,
             inputs=[
-                io.MultiType.Input("stage", types=[Structure, Shape, Texture]),
+                io.MultiType.Input("stage", types=[Structure, Shape, Texture], tooltip="What a sampler made."),
                 io.String.Input("filename_prefix", default="trellis2/stage", tooltip="Below the output folder."),
             ],
             outputs=[io.String.Output("path", display_name="path", tooltip="Below the output folder.")],
@@ -157,9 +157,9 @@ class LoadStage(io.ComfyNode):
                 )
             ],
             outputs=[
-                Structure.Output("structure", display_name="structure"),
-                Shape.Output("shape", display_name="shape"),
-                Texture.Output("texture", display_name="texture"),
+                Structure.Output("structure", display_name="structure", tooltip="Of a file that holds one."),
+                Shape.Output("shape", display_name="shape", tooltip="Of a file that holds one."),
+                Texture.Output("texture", display_name="texture", tooltip="Of a file that holds one."),
             ],
         )
 

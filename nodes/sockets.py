@@ -12,11 +12,23 @@ Structure = io.Custom("TRELLISCORE_STRUCTURE")
 Shape = io.Custom("TRELLISCORE_SHAPE")
 Texture = io.Custom("TRELLISCORE_TEXTURE")
 Loras = io.Custom("TRELLISCORE_LORAS")
+Settings = io.Custom("TRELLISCORE_SETTINGS")
 PbrVoxels = io.Custom("TRELLISCORE_PBR_VOXELS")
 Asset = io.Custom("TRELLISCORE_ASSET")
 
 File3D = getattr(io, "File3DGLB", None) or io.Custom("FILE_3D_GLB")
 AnyFile3D = getattr(io, "File3DAny", None) or io.Custom("FILE_3D")
+
+
+class _Listed(io.Combo.Input):
+    """A combo in the form that hosts of 2025 check: they let any text pass for the newer form."""
+
+    def get_io_type(self) -> Any:
+        return self.options
+
+
+Choice = io.Combo.Input if hasattr(io, "DynamicCombo") else _Listed
+"""The widget of one choice out of several. A prompt with anything else is refused before it runs."""
 
 _SCHEMA_FIELDS = frozenset(io.Schema.__dataclass_fields__)
 
@@ -32,6 +44,13 @@ def schema(node_id: str, display_name: str, description: str, **more: Any) -> io
         category=CATEGORY,
         description=description,
         **known,
+    )
+
+
+def settings_input() -> Any:
+    """Of nodes that settings nodes can be connected to."""
+    return Settings.Input(
+        "settings", optional=True, tooltip="From one of the settings nodes. Unconnected: what the weights recommend."
     )
 
 
@@ -68,11 +87,10 @@ def glb_file(data: bytes) -> Any:
 def model_outputs() -> list[Any]:
     """What every node gives that makes whole models, wherever they are made."""
     return [
-        File3D.Output("glb", display_name="glb", is_output_list=True),
-        io.Image.Output("base_color", display_name="base_color", is_output_list=True),
-        io.String.Output(
-            "path", display_name="path", is_output_list=True, tooltip="The files, in the host's temporary folder."
+        File3D.Output(
+            "glb", display_name="glb", is_output_list=True, tooltip="The models as files in memory, textures inside."
         ),
-        io.Int.Output("seed_out", display_name="seed"),
-        io.String.Output("report", display_name="report", tooltip="What was made, and how good it is."),
+        io.Image.Output("base_color", display_name="base_color", is_output_list=True, tooltip="The colour textures."),
+        io.Int.Output("seed_out", display_name="seed", tooltip="The seed of the first; each next one's is larger by 1."),
+        io.String.Output("report", display_name="report", tooltip="What was made, with what, and how good it is."),
     ]

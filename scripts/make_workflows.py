@@ -25,6 +25,7 @@ CORE: dict[str, dict[str, Any]] = {
         "inputs": {"image1": {"type": "IMAGE"}, "image2": {"type": "IMAGE"}},
         "outputs": [["IMAGE", "IMAGE"]],
     },
+    "PrimitiveInt": {"name": "Int", "inputs": {"value": {"type": "INT"}}, "outputs": [["INT", "INT"]]},
 }
 WIDGETS = ("COMBO", "INT", "FLOAT", "BOOLEAN", "STRING")
 OPTIONAL_SHAPE = 7
@@ -68,11 +69,14 @@ WEIGHTS_NOTE = (
 
 OTHERS = "all that have no place of their own"
 GROUPS = {
-    "1 · Picture and weights": ("#4a6a8c", ("LoadImage", "ImageBatch", "LoadFamily", "LoadLora", "ImageConditioner")),
-    "2 · Shape": ("#6a5a8c", ("SampleStructure", "SampleShape")),
-    "3 · Texture": ("#8a6a4a", ("SampleTexture",)),
-    "2 · Model": ("#6a5a8c", ("ImageTo3D", OTHERS)),
-    "4 · Mesh and maps": ("#4a7a7a", ("Decode", "Remesh", "BakeTextures")),
+    "1 · Picture and weights": (
+        "#4a6a8c",
+        ("LoadImage", "ImageBatch", "PrimitiveInt", "LoadFamily", "LoadLora", "ImageConditioner"),
+    ),
+    "2 · Shape": ("#6a5a8c", ("StructureSampler", "ShapeSampler")),
+    "3 · Texture": ("#8a6a4a", ("TextureSampler",)),
+    "2 · Model": ("#6a5a8c", ("Generate", OTHERS)),
+    "4 · Mesh and maps": ("#4a7a7a", ("Decode", "Remesh", "Bake")),
     "5 · Result": ("#5a7a5a", ("SaveGLB", "AssetReport")),
 }
 """What stands together, from left to right: heading, colour, kinds of nodes."""
@@ -153,7 +157,7 @@ def _widget_values(kind: str, inputs: dict[str, Any], values: dict[str, Any]) ->
         if spec["type"] in WIDGETS:
             value = values.get(name, spec.get("default"))
             stored.append(spec.get("default") if isinstance(value, list) else value)  # a linked widget keeps its default
-            if name == "seed":
+            if name == "seed" or kind == "PrimitiveInt":
                 stored.append("fixed")
     return [*stored, "image"] if kind == "LoadImage" else stored
 
@@ -183,9 +187,9 @@ def _size(key: str, prompt: dict[str, Any]) -> tuple[int, int]:
     widgets = sum(spec["type"] in WIDGETS for spec in schema["inputs"].values()) + ("seed" in schema["inputs"])
     rows = max(len(schema["inputs"]) - widgets, len(schema["outputs"]))
     pictures = {"LoadImage": 340, "TrellisCoreSaveGLB": 580, "TrellisCoreImageConditioner": 240, "TrellisCoreAssetReport": 240}
-    sampler = 240 if kind.startswith("TrellisCoreSample") or kind == "TrellisCoreImageTo3D" else 0  # the live picture
+    sampler = 240 if kind.endswith("Sampler") or kind == "TrellisCoreGenerate" else 0  # the live picture
     width = 540 if kind in ("TrellisCoreSaveGLB", "TrellisCoreAssetReport") else 330
-    if kind == "TrellisCoreSaveGLB" and any(node["class_type"] == "TrellisCoreImageTo3D" for node in prompt.values()):
+    if kind == "TrellisCoreSaveGLB" and any(node["class_type"] == "TrellisCoreGenerate" for node in prompt.values()):
         width, pictures[kind] = 1000, 1150  # beside that tall node there is room
     return width, 30 + 22 * rows + 26 * widgets + pictures.get(kind, sampler)
 

@@ -1,4 +1,4 @@
-"""Which networks belong together, and how to sample with them: a family (docs/method/networks.md).
+"""Which networks belong together, and how to sample with them: a family (spec A 1.3).
 
 A family is known from configs and file headers alone. Its networks are read one at a time, when a stage needs one, and
 let go after it.
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,9 @@ from .weights.network_file import NetworkFile, image_encoder_file, network_file
 from .weights.official import Scale
 from .weights.pipeline import SamplerEntry, read_pipeline
 from .weights.repackaged import find_networks
+
+if TYPE_CHECKING:
+    from .settings import GenerationSettings
 
 BUNDLED = {"mini": Path(__file__).parent / "mini"}
 """Families that ship with the program."""
@@ -161,6 +164,12 @@ class Family:
             raise InputError(f"The weights {self.name} have no 512 shape network: turn the cascade off.")
         return Route(512, 1024, resolution)
 
+    def advised(self, settings: GenerationSettings) -> GenerationSettings:
+        """The settings, with the resolution that the weights recommend where none was given."""
+        if self.recommended is None or "resolution" in settings.model_fields_set:
+            return settings
+        return settings.model_copy(update={"resolution": self.recommended})
+
     def network(self, role: Role[Network], ctx: RunContext = QUIET, rows: int = 0) -> AbstractContextManager[Network]:
         """The network of `role` on the context's device for as long as a `with` lasts.
 
@@ -240,7 +249,7 @@ def _locate(name_or_path: str | Path) -> Path:
 def _official(root: Path) -> Family:
     pipeline = read_pipeline(root)
     wanted = [role for role in (*DECODER.values(), *FLOW_STAGE) if pipeline.models.get(role)]
-    networks: dict[str, NetworkFile] = {role: _find_network(root, str(pipeline.models[role])) for role in wanted}
+    networks = {role: _find_network(root, str(pipeline.models[role])) for role in wanted}
     networks[IMAGE_ROLE] = image_encoder_file(_find_image_encoder(root, pipeline.image_encoder))
     entries = {stage: getattr(pipeline, key) or SamplerEntry() for stage, key in SAMPLER_KEY.items()}
     samplers = {stage: Sampler(e.args.sigma_min, e.params.model_dump(exclude_none=True)) for stage, e in entries.items()}

@@ -14,6 +14,9 @@ from .memory.plan import plan_run, with_budget
 from .settings import GenerationSettings
 from .sparse.libraries import use_convolution
 
+LEAST_MB = 0.02
+"""Megabytes of a model with textures as small as `asset.size_limit` makes them."""
+
 
 def check_run(family: Family, settings: GenerationSettings, ctx: RunContext) -> tuple[GenerationSettings, RunContext]:
     """See that a whole run can be done as far as that can be told without doing it.
@@ -29,7 +32,7 @@ def check_run(family: Family, settings: GenerationSettings, ctx: RunContext) -> 
     family.route(settings.resolution, settings.cascade)
     with use_attention(ctx.attention), use_convolution(ctx.convolution):
         pass
-    _check_packages(settings, ctx)
+    check_packages(settings, ctx)
     budgeted = with_budget(ctx, family)
     if budgeted.memory_budget is not None:
         plan = plan_run(family, settings, budgeted)
@@ -39,8 +42,8 @@ def check_run(family: Family, settings: GenerationSettings, ctx: RunContext) -> 
     return settings, ctx
 
 
-def _check_packages(settings: GenerationSettings, ctx: RunContext) -> None:
-    """What the steps from mesh to file will want."""
+def check_packages(settings: GenerationSettings, ctx: RunContext) -> None:
+    """What the steps from mesh to file will want; the errors are those of `check_run`."""
     try:
         from .asset import asset  # noqa: F401 - brings along every package that these steps need
         from .gltf.images import check_format
@@ -55,5 +58,9 @@ def _check_packages(settings: GenerationSettings, ctx: RunContext) -> None:
             f"{sys.executable or 'python'} -m pip install {package}"
         ) from error
     check_format(settings.image_format)
+    if 0 < settings.max_file_mb < LEAST_MB:
+        raise InputError(
+            f"No textured model fits into max_file_mb {settings.max_file_mb:g}: allow {LEAST_MB:g}, or 0 for no limit."
+        )
     if settings.rasterizer == "nvdiffrast":
         gpu_raster.library(ctx.device)

@@ -12,7 +12,7 @@ from .files import (
     user_file,
     workflow_extras,
 )
-from .run import Run, shown
+from .run import Run, context, shown
 from .weights import (
     PRECISIONS,
     add_weights_folder,
@@ -32,6 +32,7 @@ __all__ = [
     "blocked",
     "check_file",
     "check_prefix",
+    "context",
     "family_names",
     "family_stamp",
     "lora_names",

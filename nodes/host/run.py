@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management as mm
@@ -19,15 +20,19 @@ BAR = 1000
 PREVIEW_SIDE = 512
 
 
+def context() -> RunContext:
+    """The host's device, and the attention that it was started with."""
+    device = mm.get_torch_device()
+    return RunContext(device, attention="torch" if device.type == "cpu" else _attend)  # the host's choices are made for GPUs
+
+
 class Run:
     """One execution of a node: its context for the core, and its progress bar with pictures."""
 
     def __init__(self, node: type) -> None:
         self._bar = comfy.utils.ProgressBar(BAR, node_id=node.hidden.unique_id)
         self._last = -1
-        device = mm.get_torch_device()
-        attention = "torch" if device.type == "cpu" else _attend  # the host's choices are made for GPUs
-        self.ctx = RunContext(device, attention=attention, on_progress=self._progress, is_cancelled=_stop_if_asked)
+        self.ctx = replace(context(), on_progress=self._progress, is_cancelled=_stop_if_asked)
 
     def _progress(self, fraction: float, _name: str) -> None:
         done = round(fraction * BAR)

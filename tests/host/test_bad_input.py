@@ -17,9 +17,28 @@ def _shape_only(kind: str, **changes: Any) -> dict[str, Any]:
     return workflow("shape_only", **{f"n{node}_{key}": value for key, value in changes.items()})
 
 
-def _with_mask(value: float, width: int, height: int) -> dict[str, Any]:
+def _one_node(**changes: Any) -> dict[str, Any]:
+    return workflow("one_node", **{f"n3_{key}": value for key, value in changes.items()})
+
+
+def _of_0_1(**changes: Any) -> dict[str, Any]:
+    """Image to 3D of version 0.1, which has everything on itself."""
+    prompt = _one_node()
+    inputs = {"image": ["1", 0], "seed": 1, **changes}
+    return {**prompt, "3": {"class_type": "TrellisCoreImageTo3D", "inputs": inputs}}
+
+
+def _with_sampling(**values: Any) -> dict[str, Any]:
+    return {**_one_node(settings=["30", 0]), "30": {"class_type": "TrellisCoreSamplingSettings", "inputs": values}}
+
+
+def _with_file(**values: Any) -> dict[str, Any]:
+    return {**_one_node(settings=["30", 0]), "30": {"class_type": "TrellisCoreFileSettings", "inputs": values}}
+
+
+def _with_mask(value: float, width: int, height: int, shows: str = "subject") -> dict[str, Any]:
     mask = {"class_type": "SolidMask", "inputs": {"value": value, "width": width, "height": height}}
-    return {**_shape_only("ImageConditioner", mask=["30", 0], mask_shows="subject"), "30": mask}
+    return {**_shape_only("ImageConditioner", mask=["30", 0], mask_shows=shows), "30": mask}
 
 
 def _size(example: str) -> tuple[int, int]:
@@ -60,17 +79,29 @@ GOOD = {
 CASES = {
     "no such weights": (_shape_only("LoadFamily", weights="nothing"), "LoadFamily", "nothing"),
     "native weights cut short": (_shape_only("LoadFamily", weights="trellis_2_cut.safetensors"), "LoadFamily", "cut"),
-    "mask of another size": (_with_mask(1.0, 32, 48), "ImageConditioner", "32 x 48"),
+    "full mask of the background": (_with_mask(1.0, 32, 48, "background"), "ImageConditioner", "is full"),
     "empty mask": (_with_mask(0.0, *_size("photo_toadstool_cut.png")), "ImageConditioner", "empty"),
     "batches that do not match": (_with_batches(3, 2), "ImageConditioner", "3 pictures and 2 masks"),
     "background that is not plain": (_with_picture("noise.png"), "ImageConditioner", "background"),
     "interval upside down": (
-        _shape_only("SampleStructure", ss_guidance_interval_end=0.1),
-        "SampleStructure",
+        _with_sampling(guidance_interval_end=0.1),
+        "SamplingSettings",
         "greater than or equal to 0.6",
     ),
-    "number out of range": (_shape_only("SampleStructure", ss_sampling_steps=51), "SampleStructure", "51"),
-    "structure on another grid": (_shape_only("SampleShape", resolution="1024", cascade=False), "SampleShape", "cascade"),
+    "interval upside down on a node of version 0.1": (
+        _of_0_1(tex_slat_guidance_interval_start=0.8, tex_slat_guidance_interval_end=0.2),
+        "ImageTo3D",
+        "greater than or equal to 0.8",
+    ),
+    "number out of range": (_with_sampling(sampling_steps=51), "SamplingSettings", "51"),
+    "resolution that does not exist": (_shape_only("ShapeSampler", resolution="4000"), "ShapeSampler", "4000"),
+    "preset that does not exist": (_one_node(preset="best"), "Generate", "best"),
+    "weights that do not exist": (_shape_only("LoadFamily", weights="maxi"), "LoadFamily", "maxi"),
+    "texture size that does not exist": (_of_0_1(texture_size="3000"), "ImageTo3D", "3000"),
+    "rasteriser that is not installed": (_of_0_1(rasterizer="nvdiffrast"), "ImageTo3D", "nvdiffrast"),
+    "background remover that is not installed": (_one_node(background="remove (rembg)"), "Generate", "pip install rembg"),
+    "file that nothing fits into": (_with_file(max_file_mb=0.001), "FileSettings", "0.001"),
+    "structure on another grid": (_shape_only("ShapeSampler", resolution="1024", cascade=False), "ShapeSampler", "cascade"),
     "prefix that climbs": (_shape_only("SaveGLB", filename_prefix="../../x"), "SaveGLB", ".."),
     "prefix below a file": (_shape_only("SaveGLB", filename_prefix="blocked/x"), "SaveGLB", "cannot be written"),
     "stage file that is not there": (_with_loader("LoadStage", "stages/none.safetensors"), "LoadStage", "no file"),
@@ -112,12 +143,11 @@ def test_says_what_is_wrong_where_it_is_wrong(host: Host, case: str) -> None:
 
 
 def test_what_the_whole_run_needs_is_said_before_it(host: Host) -> None:
-    prompt = workflow("one_node")
-    node = find(prompt, "ImageTo3D")
-    outcome = host.client.run(workflow("one_node", **{f"n{node}_rasterizer": "nvdiffrast"}))
-    assert outcome.how == "error" and outcome.blamed() == {node}
-    assert "nvdiffrast" in outcome.message() and "Traceback" not in outcome.error["exception_message"]
-    assert outcome.previews == 0 and not outcome.progress.get(node)
+    prompt = {**_one_node(settings=["30", 0]), "30": {"class_type": "TrellisCoreTextureSettings", "inputs": {}}}
+    prompt["30"]["inputs"]["rasterizer"] = "nvdiffrast"
+    outcome = host.client.run(prompt)
+    assert outcome.how == "refused" and outcome.blamed() == {"30"}
+    assert "nvdiffrast" in outcome.message()
 
 
 def test_a_half_downloaded_file_is_named(host: Host) -> None:

@@ -47,15 +47,16 @@ def _set_key(host: Host, url: str, key: str = KEY) -> None:
     assert status == 200, answer
 
 
+SHARED = ("image", "mask", "preset", "resolution", "background", "mask_shows")
+"""Inputs that Image to 3D has here and for fal."""
+
+
 def _prompt(url: str, seed: int, **inputs: Any) -> dict[str, Any]:
     """Picture, the fal node, Save GLB."""
     prompt = workflow("one_node")
-    values = {k: v for k, v in prompt["3"]["inputs"].items() if k not in ("family", "cascade", "max_num_tokens")}
-    known = {"alpha_mode", "image_format", "image_quality", "compression", "pivot", "size_meters", "up_axis", "lods"}
-    known |= {"max_file_mb", "normal_map", "occlusion_map", "faces"}
-    values = {k: v for k, v in values.items() if k not in known}
+    values = {k: v for k, v in prompt["3"]["inputs"].items() if k in SHARED}
     values |= {"endpoint": "auto", "base_url": url, "request_id": "", "seed": seed, **inputs}
-    return {"1": prompt["1"], "3": {"class_type": "TrellisCoreFalApi", "inputs": values}, "4": prompt["4"]}
+    return {"1": prompt["1"], "3": {"class_type": "TrellisCoreFalGenerate", "inputs": values}, "4": prompt["4"]}
 
 
 def test_a_model_comes_from_a_server_and_the_key_is_nowhere(host: Host, remote: tuple[str, Any], gate: Gate) -> None:
@@ -68,7 +69,7 @@ def test_a_model_comes_from_a_server_and_the_key_is_nowhere(host: Host, remote: 
     (inputs,) = gate.seen
     assert inputs.settings.seed == 5 and inputs.settings.resolution == 512 and inputs.picture.mode == "RGBA"
     assert "request" in done.outputs["3"]["text"][0] and "$" not in done.outputs["3"]["text"][0]
-    for place in (f"/history/{done.prompt_id}", "/object_info/TrellisCoreFalApi", "/trellis2/fal_keys", "/settings"):
+    for place in (f"/history/{done.prompt_id}", "/object_info/TrellisCoreFalGenerate", "/trellis2/fal_keys", "/settings"):
         assert KEY not in json.dumps(host.client.get(place))
     assert KEY.encode() not in saved and KEY not in host.log.read_text()
     kept = list((host.base / "user").rglob("keys.json"))
@@ -187,9 +188,9 @@ def test_one_switch_changes_where_it_is_made(host: Host, remote: tuple[str, Any]
     _set_key(host, url)
     prompt = workflow("here_or_fal")
     ids = {node["class_type"]: key for key, node in prompt.items()}
-    prompt[ids["TrellisCoreFalApi"]]["inputs"]["base_url"] = url
+    prompt[ids["TrellisCoreFalGenerate"]]["inputs"]["base_url"] = url
     prompt[ids["TrellisCoreSwitch"]]["inputs"]["remote"] = True
     there = host.client.run(prompt)
     assert there.how == "success", there.message()
-    assert ids["TrellisCoreImageTo3D"] not in there.executed and len(gate.seen) == 1
-    assert gate.seen[0].settings.seed == prompt[ids["TrellisCoreSettings"]]["inputs"]["seed"]
+    assert ids["TrellisCoreGenerate"] not in there.executed and len(gate.seen) == 1
+    assert gate.seen[0].settings.seed == prompt[ids["PrimitiveInt"]]["inputs"]["value"]

@@ -54,7 +54,7 @@ def test_a_graph_with_a_lora(host: Host, lora: Path) -> None:
     again = host.client.run(_graph(lora.name, -0.5))
     assert again.how == "success", again.message()
     prompt = _graph(lora.name, 1.0)
-    assert {find(prompt, kind) for kind in ("LoadFamily", "ImageConditioner", "SampleStructure")} <= set(again.cached)
+    assert {find(prompt, kind) for kind in ("LoadFamily", "ImageConditioner", "StructureSampler")} <= set(again.cached)
     models = [host.client.download(outcome.files()[0]) for outcome in (first, again)]
     assert models[0] != models[1]
 
@@ -91,5 +91,5 @@ def _graph(name: str, strength: float) -> dict[str, Any]:
     prompt = workflow("shape_only")
     loader = {"class_type": "TrellisCoreLoadLora", "inputs": {"lora": name, "stage": "shape", "strength": strength}}
     prompt["40"] = loader
-    prompt[find(prompt, "SampleShape")]["inputs"]["loras"] = ["40", 0]
+    prompt[find(prompt, "ShapeSampler")]["inputs"]["loras"] = ["40", 0]
     return prompt

@@ -53,9 +53,9 @@ def test_runs_and_its_models_come_from_the_history(host: Host, path: Path) -> No
 
 def test_another_texture_leaves_the_shape_alone(host: Host) -> None:
     name = "image_to_3d_stages"
-    paint, shape = find(workflow(name), "SampleTexture"), find(workflow(name), "SampleShape")
+    paint, shape = find(workflow(name), "TextureSampler"), find(workflow(name), "ShapeSampler")
     before = host.client.run(workflow(name))
-    again = host.client.run(workflow(name, **{f"n{paint}_tex_slat_sampling_steps": 3}))
+    again = host.client.run(workflow(name, **{f"n{paint}_variant": 3}))
     assert before.how == again.how == "success", again.message()
     assert paint in again.executed
     assert {shape, *_above(workflow(name), shape)} <= set(again.cached)
@@ -63,7 +63,7 @@ def test_another_texture_leaves_the_shape_alone(host: Host) -> None:
 
 def test_the_maps_are_handed_out_as_the_model_has_them(host: Host) -> None:
     prompt = workflow("image_to_3d_stages")
-    baker = find(prompt, "BakeTextures")
+    baker = find(prompt, "Bake")
     slots = {"base_color": 1, "material": 6, "normal": 7}
     for key, slot in slots.items():
         prompt[key] = {"class_type": "PreviewImage", "inputs": {"images": [baker, slot]}}
@@ -101,7 +101,7 @@ def _above(prompt: dict[str, Any], key: str) -> set[str]:
 def test_stages_go_on_from_files(host: Host, stage: str) -> None:
     name = "image_to_3d_stages"
     prompt = workflow(name)
-    sampler, decode, saver = (find(prompt, kind) for kind in (f"Sample{stage.capitalize()}", "Decode", "SaveGLB"))
+    sampler, decode, saver = (find(prompt, kind) for kind in (f"{stage.capitalize()}Sampler", "Decode", "SaveGLB"))
     prompt["20"] = {
         "class_type": "TrellisCoreSaveStage",
         "inputs": {"stage": [sampler, 0], "filename_prefix": f"stages/{stage}"},
@@ -128,7 +128,7 @@ def test_every_stage_stops_within_a_second_and_the_next_prompt_goes_on(host: Hos
     name = "image_to_3d_stages"
     changes = {f"n{find(workflow(name), 'SampleStructure')}_seed": 1, f"n{find(workflow(name), 'Remesh')}_remesh_band": 1.5}
     prompt = workflow(name, **changes)
-    kinds = ["SampleStructure", "SampleShape", "SampleTexture", "Decode", "Remesh", "BakeTextures"]
+    kinds = ["StructureSampler", "ShapeSampler", "TextureSampler", "Decode", "Remesh", "Bake"]
     waits = {}
     for kind in kinds:
         node = find(prompt, kind)
@@ -145,7 +145,7 @@ def test_the_one_node_stops_within_a_second_at_any_time(host: Host) -> None:
     prompt = workflow("one_node", **{f"n{find(workflow('one_node'), 'ImageTo3D')}_seed": 2})
     waits = {}
     for share in (0.02, 0.2, 0.45, 0.55, 0.65, 0.75, 0.9):
-        stopped = host.client.run(prompt, interrupt_at=(find(prompt, "ImageTo3D"), share))
+        stopped = host.client.run(prompt, interrupt_at=(find(prompt, "Generate"), share))
         assert stopped.how == "interrupted", (share, stopped.message())
         waits[share] = stopped.stop
     assert max(waits.values()) <= 1.0, waits
@@ -155,7 +155,7 @@ def test_progress_only_grows_and_pictures_come_meanwhile(host: Host) -> None:
     prompt = workflow("shape_only", **{f"n{find(workflow('shape_only'), 'SampleStructure')}_seed": 3})
     outcome = host.client.run(prompt)
     assert outcome.how == "success", outcome.message()
-    for kind in ("SampleStructure", "SampleShape", "Decode", "Remesh"):
+    for kind in ("StructureSampler", "ShapeSampler", "Decode", "Remesh"):
         shares = outcome.progress[find(prompt, kind)]
         assert shares == sorted(shares) and shares[-1] == 1.0, (kind, shares)
     assert outcome.previews >= 4  # two of the structure and two of the shape

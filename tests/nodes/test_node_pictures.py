@@ -24,36 +24,64 @@ def pictures() -> ModuleType:
     return importlib.import_module(f"{name}.nodes.pictures")
 
 
-IMAGE = torch.full((2, 96, 80, 3), 0.5)
+IMAGE = torch.full((1, 96, 80, 3), 0.5)
 
 
-def _subject() -> torch.Tensor:
-    mask = torch.zeros(1, 96, 80)
-    mask[:, 30:60, 20:50] = 1
+def _subject(height: int = 96, width: int = 80) -> torch.Tensor:
+    mask = torch.zeros(1, height, width)
+    mask[:, height // 3 : height // 2, width // 4 : width // 2] = 1
     return mask
 
 
 def test_either_side_of_a_mask_may_be_white(pictures: ModuleType) -> None:
     subject, rest = _subject(), 1 - _subject()
     for mask, shows in ((subject, "subject"), (rest, "background"), (subject, "auto"), (rest, "auto")):
-        made = pictures.to_pictures(IMAGE, mask, shows)
-        assert [p.mode for p in made] == ["RGBA", "RGBA"]
-        np.testing.assert_array_equal(np.asarray(made[1])[..., 3], _subject()[0].numpy() * 255)
+        (made,) = pictures.to_pictures(IMAGE, mask, shows)
+        assert made.mode == "RGBA"
+        np.testing.assert_array_equal(np.asarray(made)[..., 3], _subject()[0].numpy() * 255)
 
 
-def test_the_empty_square_of_load_image_is_no_mask(pictures: ModuleType) -> None:
-    assert [p.mode for p in pictures.to_pictures(IMAGE, torch.zeros(1, 64, 64))] == ["RGB", "RGB"]
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 80), (7, 300)])
+@pytest.mark.parametrize("side", [64, 96])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_the_empty_mask_of_load_image_says_nothing(
+    pictures: ModuleType, height: int, width: int, side: int, channels: int
+) -> None:
+    """Load Image gives one of 64 x 64 for pictures without alpha, and one of their own size for opaque ones with alpha."""
+    image = torch.ones(2, side, side, channels)
+    for shows in ("auto", "background"):
+        assert [p.mode for p in pictures.to_pictures(image, torch.zeros(1, height, width), shows)] == ["RGB", "RGB"]
 
 
-def test_masks_that_cannot_be_meant(pictures: ModuleType) -> None:
-    for mask, phrase in (
-        (torch.ones(1, 40, 80), "80 x 40"),
-        (torch.zeros(1, 96, 80), "empty"),
-        (_subject().expand(3, -1, -1), "3 masks"),
-        (torch.cat([_subject(), torch.zeros(1, 96, 80)]), "number 2 is empty"),
+@pytest.mark.parametrize("shows", ["auto", "subject"])
+def test_a_full_mask_cuts_nothing_away(pictures: ModuleType, shows: str) -> None:
+    (made,) = pictures.to_pictures(IMAGE, torch.ones(1, 96, 80), shows)
+    assert made.mode == "RGB"
+
+
+def test_a_mask_of_another_size_is_resized(pictures: ModuleType) -> None:
+    (made,) = pictures.to_pictures(IMAGE, _subject(192, 160), "subject")
+    alpha = np.asarray(made)[..., 3]
+    assert alpha.shape == (96, 80)
+    assert np.abs(alpha.astype(int) - (_subject()[0].numpy() * 255).astype(int)).mean() < 8
+
+
+def test_one_mask_for_each_picture(pictures: ModuleType) -> None:
+    two = IMAGE.expand(2, -1, -1, -1)
+    made = pictures.to_pictures(two, torch.cat([_subject(), torch.zeros(1, 96, 80)]))
+    assert [p.mode for p in made] == ["RGBA", "RGB"]
+    for masks in (_subject(), _subject().expand(3, -1, -1)):
+        with pytest.raises(pictures.InputError, match=f"2 pictures and {len(masks)} mask"):
+            pictures.to_pictures(two, masks)
+
+
+def test_masks_that_leave_nothing(pictures: ModuleType) -> None:
+    for mask, shows, phrase in (
+        (torch.zeros(1, 96, 80), "subject", "is empty"),
+        (torch.ones(1, 96, 80), "background", "is full"),
     ):
         with pytest.raises(pictures.InputError, match=phrase):
-            pictures.to_pictures(IMAGE, mask)
+            pictures.to_pictures(IMAGE, mask, shows)
 
 
 def test_pictures_of_many_sizes_make_one_batch(pictures: ModuleType) -> None:

@@ -42,8 +42,7 @@ def run(options: argparse.Namespace) -> None:
         check_output(Path(options.report), ".json")
     picture = preprocess(open_picture(options.picture), _matte(options))
     family = load_family(options.weights, precision=options.precision)
-    if options.resolution is None and family.recommended:
-        settings = settings.model_copy(update={"resolution": family.recommended})
+    settings = family.advised(settings)
     family = _with_loras(family, settings, options)
     if options.plan:
         ctx = RunContext(_device(options.device), memory_budget=_budget(options))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ NETWORK_SIDE = 1024
 
 
 def matte_by_network(picture: Image.Image, network: Callable[[Tensor], Sequence[Tensor]]) -> Image.Image:
-    """The original program's background removal around a BiRefNet-like network (docs/method/networks.md).
+    """The original program's background removal around a BiRefNet-like network (spec A 2.2).
 
     Args:
         picture: RGB.
@@ -37,19 +38,24 @@ def matte_by_network(picture: Image.Image, network: Callable[[Tensor], Sequence[
     return result
 
 
+def check_rembg() -> None:
+    """Raise `InputError` if the packages of `load_rembg` are not installed. Imports nothing."""
+    if any(find_spec(package) is None for package in ("rembg", "onnxruntime")):
+        raise InputError(
+            "Background removal needs the matting extra (pip install rembg onnxruntime). Without it use a picture whose"
+            " background is transparent, or key a plain background."
+        )
+
+
 def load_rembg(model: str = "birefnet-general") -> Matte:
     """A matte from the optional `rembg` package, which fetches the named network on first use.
 
     Raises:
         InputError: `rembg` is not installed, or its network cannot be fetched.
     """
-    try:
-        from rembg import new_session, remove
-    except ImportError:
-        raise InputError(
-            "Background removal needs the matting extra (pip install rembg onnxruntime). Without it use a picture whose"
-            " background is transparent, or key a plain background."
-        ) from None
+    check_rembg()
+    from rembg import new_session, remove
+
     try:
         session = new_session(model)
     except (OSError, ValueError) as error:  # what its downloader and its registry of networks raise
@@ -80,26 +86,26 @@ def key_plain_background(picture: Image.Image, tolerance: float = 12.0) -> Image
     border = np.concatenate([lab[0], lab[-1], lab[:, 0], lab[:, -1]])
     distance = np.linalg.norm(lab - np.median(border, axis=0), axis=-1)
     near = distance < tolerance
-    regions: np.ndarray = ndimage.label(near)[0]  # type: ignore[index]
+    regions, _ = ndimage.label(near)
     on_border = np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
     # A subject may be cut by the picture's edge, so a part of the border may differ.
     if (on_border > 0).mean() < 0.8:
         raise InputError("The background is not plain: its colour changes along the border. Cut the subject out first.")
     background = np.isin(regions, np.unique(on_border[on_border > 0]))
-    inside = np.asarray(ndimage.distance_transform_edt(~background))
+    inside = ndimage.distance_transform_edt(~background)
     # Safely past the blended rim: deep inside, or a thin part that is plainly of another colour.
     sure = (inside > 2.5) | ((inside > 1) & (distance > 3 * tolerance))
     if not sure.any():
         raise InputError("Nothing in the picture differs from its background.")
     plate = np.median(rgb[background], axis=0)
-    return _unmix(rgb, plate, sure, band=~sure & (np.asarray(ndimage.distance_transform_edt(background)) < 2))
+    return _unmix(rgb, plate, sure, band=~sure & (ndimage.distance_transform_edt(background) < 2))
 
 
 def _unmix(rgb: np.ndarray, plate: np.ndarray, sure: np.ndarray, band: np.ndarray) -> Image.Image:
     """RGBA: alpha 1 where `sure`; in the `band` the share of the nearest sure colour against the plate; else 0."""
     from scipy import ndimage
 
-    nearest = np.asarray(ndimage.distance_transform_edt(~sure, return_distances=False, return_indices=True))
+    nearest = ndimage.distance_transform_edt(~sure, return_distances=False, return_indices=True)
     subject = rgb[tuple(nearest)]
     span = subject - plate
     share = ((rgb - plate) * span).sum(-1) / np.maximum((span * span).sum(-1), 1e-6)

@@ -1,4 +1,4 @@
-"""From a picture file to the square that the encoder sees: open, check, crop to the subject (docs/method/networks.md)."""
+"""From a picture file to the square that the encoder sees: open, check, crop to the subject on black (spec A 2.1)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def open_picture(source: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
             upright = ImageOps.exif_transpose(_to_8bit(picture))
         except Exception as error:  # Pillow's readers raise whatever they come across in a damaged file
             raise InputError(f"{name} is damaged or cut off ({error}); export it again.") from error
-    if upright.mode == "RGBA" and np.asarray(upright.getchannel("A")).max() <= OPAQUE:
+    if upright.mode == "RGBA" and upright.getchannel("A").getextrema()[1] <= OPAQUE:
         raise InputError(f"{name} is transparent everywhere: its alpha channel shows no subject.")
     return upright
 
@@ -70,7 +70,7 @@ def preprocess(picture: Image.Image, matte: Matte | None = None) -> Image.Image:
     Raises:
         InputError: the picture is not cut out and there is no `matte`, or no subject is left.
     """
-    cut_out = picture.mode == "RGBA" and np.asarray(picture.getchannel("A")).min() < 255
+    cut_out = picture.mode == "RGBA" and picture.getchannel("A").getextrema()[0] < 255
     if not cut_out and matte is None:
         raise InputError(
             "The picture has no transparent background, so it is not known what to model. Use a PNG or WebP whose"
@@ -81,7 +81,7 @@ def preprocess(picture: Image.Image, matte: Matte | None = None) -> Image.Image:
     if scale < 1:
         width, height = picture.size
         picture = picture.resize((int(width * scale), int(height * scale)), Image.Resampling.LANCZOS)
-    if matte is not None and not cut_out:
+    if not cut_out:
         picture = matte(picture.convert("RGB"))
     square = picture.crop(_subject_square(np.asarray(picture.getchannel("A"))))
     rgba = np.asarray(square, dtype=np.float32) / 255

@@ -1,4 +1,4 @@
-"""Back-projection: from points of a decimated surface to the surface that it was decimated from (docs/method/mesh.md)."""
+"""Back-projection: from points of a decimated surface to the surface that it was decimated from (spec F 2d)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packing charts into a square atlas: a horizon ("tetris") packer on column profiles (docs/method/mesh.md)."""
+"""Packing charts into a square atlas: a horizon ("tetris") packer on column profiles (spec F 2b)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ComfyUI's repackaging: several networks in one file (docs/method/networks.md). Configs are read off tensor shapes."""
+"""ComfyUI's repackaging: several networks in one file, no configs (spec A 1.7). Configs are read off the tensor shapes."""
 
 from __future__ import annotations
 

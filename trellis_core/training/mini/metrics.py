@@ -1,4 +1,4 @@
-"""Held-out measures: coarse overlap, surface distance, colour at the nearest point, boundary edges."""
+"""Held-out measures: coarse overlap, surface distance, colour at the nearest point, boundary edges (spec G 4)."""
 
 from __future__ import annotations
 
