@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ from .roles import (
     flow_role,
 )
 from .settings import STAGES
+from .threads import threads, threads_for
 from .weights import official as published
 from .weights.compatibility import check_together
 from .weights.header import refuse_pickle
@@ -170,13 +171,17 @@ class Family:
             return settings
         return settings.model_copy(update={"resolution": self.recommended})
 
-    def network(self, role: Role[Network], ctx: RunContext = QUIET, rows: int = 0) -> AbstractContextManager[Network]:
-        """The network of `role` on the context's device for as long as a `with` lasts.
+    @contextmanager
+    def network(self, role: Role[Network], ctx: RunContext = QUIET, rows: int = 0) -> Iterator[Network]:
+        """The network of `role` on the context's device for as long as a `with` lasts; on a CPU with as many threads as it
+        has work for.
 
         Args:
             rows: how large its input is, as `footprint.activation_bytes` counts.
         """
-        return self.hold(self.networks[role], ctx, rows, self.loras.get(role, ()))
+        with self.hold(self.networks[role], ctx, rows, self.loras.get(role, ())) as network:
+            with threads(threads_for(network)) if ctx.device.type == "cpu" else nullcontext():
+                yield network
 
     def roles(self, route: Route) -> tuple[str, ...]:
         """The networks that a run along `route` reads, in order."""

@@ -28,6 +28,7 @@ from ..mesh.decimate import TOLERANCE, decimate
 from ..mesh.remesh import narrow_band_remesh, solid_remesh
 from ..mesh.topology import Array
 from ..settings import FILE_FIELDS, SURFACE_FIELDS, TEXTURE_FIELDS
+from ..threads import threads
 from ..values import Mesh, PbrVoxels
 from .report import EXTRAS, AssetReport, stretch
 from .size_limit import Fitted, fit
@@ -298,7 +299,8 @@ class _Clock:
         part = self.ctx.part(start, stop, name)
         part.report(0.0)
         began = time.perf_counter()
-        yield part
+        with threads(1):  # small steps in turn, of NumPy as much as of PyTorch: more threads would wait more than they work
+            yield part
         self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 3)
 
     def within(self, start: float, stop: float) -> Step:
