@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,14 @@ if not torch.cuda.is_available():
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", type=Path, default=DEFAULT, help="folder with golden cases (default: tests/golden)")
+    parser.addoption(
+        "--without", action="append", default=[], metavar="PACKAGE",
+        help="run as on a machine that lacks this optional package; can be given again",
+    )  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    sys.modules.update(dict.fromkeys(config.getoption("--without")))  # None there makes an import fail
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -14,7 +14,8 @@ from tests.reference.kinds.flow import known_latent, load
 from trellis_core import stages
 from trellis_core.family import load_family
 from trellis_core.flow.slat import SLatFlowModel, SLatFlowParams
-from trellis_core.image.preprocess import open_picture, preprocess
+from trellis_core.image.preprocess import preprocess
+from trellis_core.image.reading import open_picture
 from trellis_core.settings import GenerationSettings
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "icon_tree.png"

@@ -224,7 +224,7 @@ def measure_convolutions(bench: Bench, sizes: cases.Sizes, ceiling: float, tune:
 
 def _tune(bench: Bench, nmap: NeighborMap, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, facts: Row) -> None:
     """Print the fastest cut of one layer as a line of the table."""
-    from trellis_core.kernels.conv import shared_memory
+    from trellis_core.kernels.tiles import shared_memory
 
     outputs, inputs = weight.shape[0], weight.shape[4]
     out, taps = x.new_empty(len(x), outputs), _taps(weight, x.dtype)

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.fal_service import GLB, PIXELS, Gate
+pytest.importorskip("aiohttp")
+
+from tests.helpers.fal_service import GLB, PIXELS, Gate  # noqa: E402
 
 
 class _App:

@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw, features
 from trellis_core.errors import InputError, WeightsError
 from trellis_core.image.dino import DinoV3Encoder, DinoV3Params, image_to_pixels
 from trellis_core.image.matting import key_plain_background, load_rembg
-from trellis_core.image.preprocess import open_picture, preprocess
+from trellis_core.image.preprocess import preprocess
+from trellis_core.image.reading import open_picture
 
 
 def saved(picture: Image.Image, form: str = "PNG", **options) -> io.BytesIO:

@@ -24,8 +24,9 @@ from trellis_core.flow.prepared import prepare_slat  # noqa: E402
 from trellis_core.flow.rope import rotary_phases  # noqa: E402
 from trellis_core.flow.slat import SLatFlowModel, SLatFlowParams  # noqa: E402
 from trellis_core.kernels import tuning  # noqa: E402
-from trellis_core.kernels.conv import Config, Tiles, convolve  # noqa: E402
+from trellis_core.kernels.conv import convolve  # noqa: E402
 from trellis_core.kernels.probe import probe  # noqa: E402
+from trellis_core.kernels.tiles import Config, Tiles  # noqa: E402
 from trellis_core.sparse import conv  # noqa: E402
 from trellis_core.sparse.conv import NeighborMap, submanifold_conv3d_reference  # noqa: E402
 from trellis_core.vae.sparse_unet import FlexiDualGridVaeDecoder, SparseUnetVaeDecoder  # noqa: E402

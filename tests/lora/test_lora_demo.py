@@ -9,7 +9,7 @@ import torch
 
 from trellis_core import stages
 from trellis_core.family import load_family
-from trellis_core.image.preprocess import open_picture
+from trellis_core.image.reading import open_picture
 from trellis_core.lora.source import BUNDLED, find_lora
 from trellis_core.lora.stack import Lora, match, place
 from trellis_core.settings import GenerationSettings

@@ -24,7 +24,8 @@ from trellis_core.flow.sampler import SamplerParams, flow_schedule, sample
 from trellis_core.flow.slat import SLatFlowModel, SLatFlowParams
 from trellis_core.flow.structure import SparseStructureFlowModel, SparseStructureFlowParams
 from trellis_core.image.dino import DinoV3Encoder, DinoV3Params
-from trellis_core.image.preprocess import open_picture, preprocess
+from trellis_core.image.preprocess import preprocess
+from trellis_core.image.reading import open_picture
 from trellis_core.kernels import rehearsing
 from trellis_core.lora.apply import Use, attach
 from trellis_core.lora.deltas import LowRank
@@ -149,7 +150,6 @@ def like(way: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         if way != "cpu":
             patch.setattr("trellis_core.sparse.conv._by_pairs", lambda x: False)
         if way == "kernels":  # a stand-in that makes what the kernel reads
-            pytest.importorskip("triton")
             patch.setattr("trellis_core.sparse.conv.usable", lambda x: True)
             patch.setattr(
                 "trellis_core.kernels.conv.convolve", lambda out, x, taps, bias, tiles, *more: out.copy_(x.mean()).add_(bias)
@@ -169,6 +169,8 @@ def test_sparse_decoders(
     widths: tuple[int, ...], blocks: tuple[int, ...], grid: int, way: str, frugal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With chunks as small beside the object as they are in earnest."""
+    if way == "kernels":
+        pytest.importorskip("triton")
     monkeypatch.setattr("trellis_core.vae.blocks.CHUNK_BYTES", {False: 4 << 20, True: 1 << 19})
     monkeypatch.setattr("trellis_core.sparse.conv.PATCH_BYTES", 4 << 20)
     params = replace(cases.DECODER, model_channels=widths, latent_channels=8, num_blocks=blocks, use_fp16=False)

@@ -20,7 +20,8 @@ from ..errors import InputError
 from ..family import Family, load_family
 from ..files import check_writable, write_whole
 from ..image.matting import key_plain_background, load_rembg
-from ..image.preprocess import Matte, open_picture, preprocess
+from ..image.preprocess import Matte, preprocess
+from ..image.reading import open_picture
 from ..lora.source import default_folders, loras_of
 from ..lora.stack import place
 from ..memory.plan import plan_run, with_budget

@@ -11,7 +11,7 @@ from functools import cache
 
 from torch import Tensor
 
-from .conv import Config, shared_memory
+from .tiles import Config, shared_memory
 
 CANDIDATES = tuple(
     Config(rows, columns, depth, warps, stages)

@@ -23,7 +23,7 @@ from ..sparse.resample import ResamplePlan
 from ..vae.sparse_unet import SparseUnetVaeDecoder
 
 if TYPE_CHECKING:
-    from ..kernels.conv import Tiles
+    from ..kernels.tiles import Tiles
 
 NEIGHBOURS = 0.54
 """Share of a voxel's 26 neighbours that exist. Decoded surfaces have 0.53 (spec F 3)."""

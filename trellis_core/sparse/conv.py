@@ -21,7 +21,7 @@ from .libraries import chosen
 from .tensor import AXIS_BITS, pack_keys
 
 if TYPE_CHECKING:
-    from ..kernels.conv import Tiles
+    from ..kernels.tiles import Tiles
 
 TAPS, CENTRE = 27, 13
 ROW_BLOCK = 2048
@@ -134,7 +134,7 @@ class NeighborMap:
 
     def tiles(self, rows: slice, height: int) -> Tiles:
         """These rows in tiles of so many, as the GPU's kernel reads them; made once."""
-        from ..kernels.conv import Tiles
+        from ..kernels.tiles import Tiles
 
         key = rows.start, rows.stop, height
         if key not in self.kept:

@@ -17,7 +17,7 @@ from PIL import Image
 from .. import stages
 from ..asset.asset import Asset
 from ..family import Family, load_family
-from ..image.preprocess import open_picture
+from ..image.reading import open_picture
 from ..mesh.frames import z_up_to_y_up
 from ..preview import Camera, Surface, contact_sheet, render
 from ..settings import GenerationSettings

@@ -14,7 +14,7 @@ from PIL import Image
 from ...context import RunContext
 from ...errors import InputError
 from ...fetch import FetchError, decode_data_uri, fetch_bytes, fetch_file
-from ...image.preprocess import open_picture
+from ...image.reading import open_picture
 from ...settings import LORA_FIELDS, GenerationSettings
 from ..endpoints import check_payload
 from ..errors import FalError, field_error

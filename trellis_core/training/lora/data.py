@@ -30,7 +30,8 @@ from ...gltf.read import FORMATS
 from ...gltf.read_textured import read_textured_mesh
 from ...image.dino import image_to_pixels
 from ...image.matting import key_plain_background
-from ...image.preprocess import open_picture, preprocess
+from ...image.preprocess import preprocess
+from ...image.reading import open_picture
 from ...mesh.frames import z_up_to_y_up
 from ...ovoxel.textured_mesh import TexturedMesh, textured_mesh_to_attributes
 from ...ovoxel.voxelize import mesh_to_dual_grid

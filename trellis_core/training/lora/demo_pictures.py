@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from ... import stages
 from ...family import load_family
-from ...image.preprocess import open_picture
+from ...image.reading import open_picture
 from ...lora.source import BUNDLED
 from ...lora.stack import Lora, place
 from ...preview.asset import draw_asset
