@@ -35,7 +35,7 @@ MODELS = [
     ("trellis_2_bf16.safetensors", f"{HUB}/Comfy-Org/TRELLIS.2/resolve/main/diffusion_models", "diffusion_models"),
     ("trellis_2_shape_vae_bf16.safetensors", f"{HUB}/Comfy-Org/TRELLIS.2/resolve/main/vae", "vae"),
     ("trellis_2_texture_vae_bf16.safetensors", f"{HUB}/Comfy-Org/TRELLIS.2/resolve/main/vae", "vae"),
-    ("dino_v3_L_naf_fp32.safetensors", f"{HUB}/Comfy-Org/Pixal3D/resolve/main/clip_vision", "clip_vision"),
+    ("dino_v3_vit_l.safetensors", f"{HUB}/Comfy-Org/TRELLIS.2/resolve/main/clip_vision", "clip_vision"),
 ]
 """The host's own TRELLIS.2 files, where a user can get them: name, address of the folder, folder below models/."""
 
@@ -64,7 +64,7 @@ WEIGHTS_NOTE = (
     "the official weights into `models/trellis2/` and choose them in *Load TRELLIS.2*: "
     "[TRELLIS.2-4B](https://huggingface.co/microsoft/TRELLIS.2-4B), "
     "[TRELLIS-image-large](https://huggingface.co/microsoft/TRELLIS-image-large), "
-    "[DINOv3](https://huggingface.co/facebook/dinov3-vitl16-pretrain-lvd1689m). The pack's README says what goes where."
+    "[DINOv3](https://huggingface.co/timm/vit_large_patch16_dinov3.lvd1689m). The pack's README says what goes where."
 )
 
 OTHERS = "all that have no place of their own"

@@ -42,7 +42,9 @@ from .weights.header import refuse_pickle
 from .weights.low_precision import PRECISIONS
 from .weights.network_file import NetworkFile, image_encoder_file, network_file
 from .weights.official import Scale
-from .weights.pipeline import SamplerEntry, read_pipeline
+from .weights.pipeline import FILE as PIPELINE
+from .weights.pipeline import TEXTURING, SamplerEntry, read_pipeline
+from .weights.places import cached_snapshots, candidates, encoder_place, network_place
 from .weights.repackaged import find_networks
 
 if TYPE_CHECKING:
@@ -206,7 +208,7 @@ def load_family(
     """
     path = _locate(name_or_path)
     ctx.check()
-    official = path.is_dir() and (path / "pipeline.json").is_file()
+    official = path.is_dir() and (path / PIPELINE).is_file()
     family = _official(path) if official else _repackaged(path, also)
     return family if precision is None else _rounded(family, precision)
 
@@ -221,16 +223,21 @@ def _rounded(family: Family, precision: str) -> Family:
     return replace(family, networks=networks)
 
 
+def folder_of(family: Family) -> Path | None:
+    """The folder with a family's pipeline.json; None for repackaged weights."""
+    return next((p for p in family.networks[SHAPE_DECODER].file.parents if (p / PIPELINE).is_file()), None)
+
+
 def find_encoder(family: Family, role: str) -> NetworkFile:
     """The encoder of `role`, a key of `published.ENCODERS`: what makes latents of models, for training and texturing.
 
     Raises:
         WeightsError: the family has none; repackaged weights never do.
     """
-    root = next((p for p in family.networks[SHAPE_DECODER].file.parents if (p / "pipeline.json").is_file()), None)
+    root = folder_of(family)
     if root is None:
         raise WeightsError(f"The weights {family.name} have no encoders: use the official folder with pipeline.json.")
-    network = _find_network(root, read_pipeline(root).models.get(role) or published.ENCODERS[role])
+    network = network_file(network_place(root, read_pipeline(root).models.get(role) or published.ENCODERS[role]))
     network.check()
     return network
 
@@ -240,10 +247,10 @@ def _locate(name_or_path: str | Path) -> Path:
     if text in BUNDLED:
         return BUNDLED[text]
     path = Path(text).expanduser()
-    if path.exists():
+    if "\0" not in text and os.path.exists(path):
         refuse_pickle(path)
-        return path.parent if path.name == "pipeline.json" else path
-    for snapshot in _cached_snapshots(text):
+        return path.parent if path.name in (PIPELINE, TEXTURING) else path
+    for snapshot in cached_snapshots(text):
         return snapshot
     raise WeightsError(
         f'There are no weights "{text}": no such file or folder, and no bundled family of that name '
@@ -254,8 +261,8 @@ def _locate(name_or_path: str | Path) -> Path:
 def _official(root: Path) -> Family:
     pipeline = read_pipeline(root)
     wanted = [role for role in (*DECODER.values(), *FLOW_STAGE) if pipeline.models.get(role)]
-    networks = {role: _find_network(root, str(pipeline.models[role])) for role in wanted}
-    networks[IMAGE_ROLE] = image_encoder_file(_find_image_encoder(root, pipeline.image_encoder))
+    networks = {role: network_file(network_place(root, str(pipeline.models[role]))) for role in wanted}
+    networks[IMAGE_ROLE] = image_encoder_file(encoder_place(root, pipeline.image_encoder))
     entries = {stage: getattr(pipeline, key) or SamplerEntry() for stage, key in SAMPLER_KEY.items()}
     samplers = {stage: Sampler(e.args.sigma_min, e.params.model_dump(exclude_none=True)) for stage, e in entries.items()}
     spreads = [getattr(pipeline, key) for key in NORMALIZATION_KEY.values()]
@@ -268,8 +275,8 @@ def _official(root: Path) -> Family:
 
 def _repackaged(path: Path, also: Sequence[Path]) -> Family:
     networks: dict[str, NetworkFile] = {}
-    unread = []
-    for file in dict.fromkeys([*_candidates(path), *also]):
+    encoders, unread = [], []
+    for file in dict.fromkeys([*candidates(path), *also]):
         try:
             found = find_networks(file)
         except WeightsError as error:
@@ -277,22 +284,23 @@ def _repackaged(path: Path, also: Sequence[Path]) -> Family:
                 raise
             unread.append(str(error))
             continue
+        encoders += [found.pop(IMAGE_ROLE)] if IMAGE_ROLE in found else []
         networks = found | networks
+    if encoders:
+        networks[IMAGE_ROLE] = _fitting(encoders, networks)
     if not networks:
         raise WeightsError(
-            f"{path} holds no TRELLIS.2 weights: no pipeline.json, and no safetensors file with known networks. "
+            f"{path} holds no TRELLIS.2 weights: no pipeline.json, and no safetensors or GGUF file with known networks. "
             + " ".join(unread)
         )
     norms = [Normalization(*(torch.tensor(v) for v in pair)) for pair in (published.SHAPE_NORM, published.TEXTURE_NORM)]
     return _assemble(path.stem, networks, published.SCALES, {s: Sampler() for s in STAGES}, *norms)
 
 
-def _candidates(path: Path) -> list[Path]:
-    """The file itself, then every safetensors file where ComfyUI keeps the parts that go with it."""
-    root = path if path.is_dir() else path.parent
-    homes = [root, *(base / sub for base in (root, root.parent) for sub in published.COMFY_FOLDERS)]
-    around = {file for home in homes if home.is_dir() for file in home.glob("*.safetensors")}
-    return [path] * path.is_file() + sorted(around - {path})
+def _fitting(encoders: Sequence[NetworkFile], networks: Mapping[str, NetworkFile]) -> NetworkFile:
+    """Of several picture encoders, as ComfyUI's folder may hold, the first that the flow networks were trained with."""
+    widths = {network.args.get("cond_channels") for role, network in networks.items() if role in FLOW_STAGE}
+    return next((encoder for encoder in encoders if encoder.args.get("hidden_size") in widths), encoders[0])
 
 
 def _assemble(
@@ -316,37 +324,3 @@ def _assemble(
     if not family.resolutions:
         raise WeightsError(f"The weights {name} have no pair of shape and texture flows for one resolution.")
     return family
-
-
-def _find_network(root: Path, reference: str) -> NetworkFile:
-    return network_file(_resolve(root, reference, lambda stem: stem.with_name(stem.name + ".json").is_file()))
-
-
-def _find_image_encoder(root: Path, reference: str) -> Path:
-    return _resolve(root, reference, lambda folder: (folder / "config.json").is_file())
-
-
-def _resolve(root: Path, reference: str, is_there: Callable[[Path], bool]) -> Path:
-    """Where a reference of pipeline.json lies: below the folder, in a sibling folder, or in the Hugging Face cache."""
-    places = [root / reference]
-    owner, _, rest = reference.partition("/")
-    repository, _, inner = rest.partition("/")
-    if repository:
-        places += [base / part for base in (root, root.parent) for part in (f"{repository}/{inner}", reference)]
-        places += [snapshot / inner for snapshot in _cached_snapshots(f"{owner}/{repository}")]
-    for place in places:
-        if is_there(place):
-            return place
-    raise WeightsError(
-        f'{root / "pipeline.json"} refers to "{reference}", which is not there. Looked at: '
-        f"{', '.join(map(str, dict.fromkeys(places)))}. `python -m trellis_core download` fetches the official weights."
-    )
-
-
-def _cached_snapshots(repository: str) -> list[Path]:
-    """Snapshots of `owner/repository` in the local Hugging Face cache, the one that `main` names first."""
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    base = Path(os.environ.get("HF_HUB_CACHE", home / "hub")) / f"models--{repository.replace('/', '--')}"
-    main = base / "refs" / "main"
-    named = [base / "snapshots" / main.read_text().strip()] if main.is_file() else []
-    return [s for s in dict.fromkeys([*named, *sorted(base.glob("snapshots/*"))]) if s.is_dir()]

@@ -330,7 +330,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     listing = {
         "microsoft/TRELLIS.2-4B": ["pipeline.json", "ckpts/ss_flow_x.json", "ckpts/shape_dec_x.safetensors", "README.md"],
         "microsoft/TRELLIS-image-large": ["ckpts/ss_dec_conv3d_16l8_fp16.json", "ckpts/slat_dec.safetensors"],
-        "facebook/dinov3-vitl16-pretrain-lvd1689m": ["config.json", "model.safetensors", "flax_model.msgpack"],
+        "timm/vit_large_patch16_dinov3.lvd1689m": ["config.json", "model.safetensors", "flax_model.msgpack"],
     }
 
     class Api:

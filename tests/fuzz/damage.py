@@ -82,13 +82,13 @@ def _damaged_node(tree: Any, random: Random, raw: list[str]) -> Any:
         holder[random.choice(("x", "", "args", "name", key + "_", "a" * 600, "blocks.99999.x", "\0"))] = holder.pop(key)
     elif action == 2:
         other, place = random.choice(places)
-        holder[key] = other[place] if other is not holder else random.choice((0, 1, "x"))
+        holder[key] = json.loads(json.dumps(other[place])) if other is not holder else random.choice((0, 1, "x"))
     elif action == 3 and isinstance(holder[key], (int, float)) and not isinstance(holder[key], bool):
         holder[key] = random.choice((-1, 2, 0.5, 1000, 10**9)) * holder[key]
     else:
         raw.append(random.choice(RAW))
         holder[key] = f"{MARK}{len(raw) - 1}"
-    return json.loads(json.dumps(tree))  # parts that are in two places become two
+    return tree
 
 
 def _places(tree: Any) -> Any:
@@ -147,7 +147,7 @@ def damaged_tensor(tensor: Tensor, random: Random) -> Tensor | None:
     if action == 0 and len(flat) and flat.is_floating_point():
         flat[random.randrange(len(flat))] = random.choice(NUMBERS)
     elif action == 1 and flat.is_floating_point():
-        return torch.full_like(tensor, random.choice(NUMBERS))
+        return torch.full(tensor.shape, random.choice(NUMBERS)).to(tensor.dtype)
     elif action == 2:
         return tensor.to(random.choice((torch.float64, torch.int8, torch.uint8, torch.bool, torch.int64, torch.bfloat16)))
     elif action == 3:

@@ -17,8 +17,8 @@ from random import Random
 
 SECONDS = 10.0
 """A case that takes longer hangs: of the processor's time, which other work on the machine does not change."""
-PATIENCE = 6
-"""Times as long by the clock, after which the process is ended."""
+PATIENCE = 20
+"""Times as long by the clock, after which the process is ended: it waits for something."""
 BYTES = 1 << 30
 """What a case may take beside what its process had before."""
 CEILING = 6 << 30

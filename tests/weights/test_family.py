@@ -179,14 +179,14 @@ def test_family_by_its_name_in_the_local_cache(root: Path, empty_cache: Path) ->
 
 def published_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the tiny family pass for the published one, whose scales are not in its files."""
+    from trellis_core.weights import encoder_names, repackaged
     from trellis_core.weights import official as published
-    from trellis_core.weights import repackaged
 
     monkeypatch.setattr(published, "SCALES", {key: Scale(**scale) for key, scale in RESOLUTIONS.items()})
     monkeypatch.setattr(published, "SHAPE_NORM", ((0.0,) * 4, (1.0,) * 4))
     monkeypatch.setattr(published, "TEXTURE_NORM", ((0.0,) * 4, (1.0,) * 4))
     monkeypatch.setattr(repackaged, "STRUCTURE_LATENT_SIDE", 4)
-    monkeypatch.setattr(repackaged, "HEAD_WIDTH_OF_DINO", 8)
+    monkeypatch.setattr(encoder_names, "HEAD_WIDTH", 8)
 
 
 def comfy_models(root: Path) -> Path:

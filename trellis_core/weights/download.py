@@ -31,7 +31,7 @@ class Part:
 PARTS = (
     Part("microsoft/TRELLIS.2-4B", ("pipeline.json", "ckpts/*_flow_*", "ckpts/*_dec_*"), "MIT"),
     Part("microsoft/TRELLIS-image-large", ("ckpts/ss_dec_conv3d_16l8_fp16.*",), "MIT"),
-    Part("facebook/dinov3-vitl16-pretrain-lvd1689m", ("config.json", "model.safetensors"), "DINOv3, accept it on its page"),
+    Part("timm/vit_large_patch16_dinov3.lvd1689m", ("config.json", "model.safetensors"), "DINOv3 License"),
 )
 
 

@@ -71,9 +71,10 @@ def read_file(file: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
 
 
 def read_tensor(file: Path, entry: Entry) -> Tensor:
-    """Float32, in the tensor's shape."""
+    """Float32, in the tensor's shape; NaN or infinite where the file's scales are."""
     raw = np.fromfile(file, np.uint8, entry.size, offset=entry.start)
-    return torch.from_numpy(entry.kind.decode(raw.reshape(-1, entry.kind.bytes)).reshape(entry.shape))
+    with np.errstate(invalid="ignore", over="ignore"):
+        return torch.from_numpy(entry.kind.decode(raw.reshape(-1, entry.kind.bytes)).reshape(entry.shape))
 
 
 def _read(stream: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str, Entry]]:

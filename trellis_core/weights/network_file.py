@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,13 +23,16 @@ from torch import Tensor, nn
 
 from ..context import QUIET, RunContext
 from ..errors import WeightsError
-from ..outside import checked, read_object
+from ..outside import checked, parse_object, read_object
 from . import gguf
+from .encoder_names import Part, is_timm, parts_of, read_args
 from .header import DTYPES, PICKLES, Stored, read_header, refuse_pickle
 from .low_precision import lower, rounded
 from .quantised import CODES, COMPANION, decode
 
 IMAGE_ENCODER = "DinoV3Encoder"
+GGUF_CONFIG = "trellis.config_json"
+"""Fact of a GGUF file that holds its network's config as published."""
 
 NETWORKS = {
     "SparseStructureFlowModel": ("flow.structure", "SparseStructureFlowParams"),
@@ -78,8 +82,13 @@ class NetworkFile:
     precision: str | None = None
 
     def header(self) -> dict[str, Stored]:
-        """Its tensors by their names without the prefix."""
-        return {k.removeprefix(self.prefix): v for k, v in read_header(self.file).items() if k.startswith(self.prefix)}
+        """Its tensors by our names for them."""
+        return {key: part.stored for key, part in self._parts().items()}
+
+    def _parts(self) -> dict[str, Part]:
+        """Our name of every tensor -> where it lies, by its name without the prefix."""
+        own = {k.removeprefix(self.prefix): v for k, v in read_header(self.file).items() if k.startswith(self.prefix)}
+        return parts_of(own) if self.name == IMAGE_ENCODER else {key: Part(key, stored) for key, stored in own.items()}
 
     def build(self, ctx: RunContext = QUIET, ops: Any = nn) -> nn.Module:
         """The network on the meta device, its layers taken from the namespace `ops`: shapes and dtypes, no memory."""
@@ -100,23 +109,27 @@ class NetworkFile:
     @contextmanager
     def opened(self) -> Iterator[Callable[[str], Tensor]]:
         """Its file, as a function from a tensor's name to the tensor; codes of fewer bits come decoded, in float32."""
+        parts = self._parts()
         if self.file.suffix == ".gguf":
             table = gguf.read_table(self.file)
-            yield lambda key: gguf.read_tensor(self.file, table[self.prefix + key])
+            yield lambda key: parts[key].of(gguf.read_tensor(self.file, table[self.prefix + parts[key].key]))
             return
-        stored = self.header()
+        stored = {part.key: part.stored for part in parts.values()}
         with _opened(self.file) as file:
 
             def read(key: str) -> Tensor:
-                tensor = file.get_tensor(self.prefix + key)
-                if stored[key].dtype not in CODES:
-                    return tensor
-                try:
-                    return decode(tensor, key, stored.__contains__, lambda name: file.get_tensor(self.prefix + name))
-                except ValueError as error:
-                    raise WeightsError(f'{self.file}: tensor "{key}" cannot be decoded: {error}.') from error
+                tensor = file.get_tensor(self.prefix + parts[key].key)
+                if parts[key].stored.dtype in CODES:
+                    tensor = self._decoded(tensor, parts[key].key, stored, file)
+                return parts[key].of(tensor)
 
             yield read
+
+    def _decoded(self, codes: Tensor, key: str, stored: Mapping[str, Stored], file: Any) -> Tensor:
+        try:
+            return decode(codes, key, stored.__contains__, lambda name: file.get_tensor(self.prefix + name))
+        except ValueError as error:
+            raise WeightsError(f'{self.file}: tensor "{key}" cannot be decoded: {error}.') from error
 
     def memory(self, ctx: RunContext = QUIET) -> int:
         """Bytes that its parameters take once loaded."""
@@ -141,7 +154,7 @@ class NetworkFile:
         state: dict[str, Tensor] = {k: torch.zeros_like(model.state_dict()[k], device=ctx.device) for k in unused}
         with self.opened() as read:
             for done, (key, blank) in enumerate(wanted.items()):
-                tensor = _finite(self.file, key, read(key))
+                tensor = _finite(self.file, key, read(key)).reshape(blank.shape)
                 if key in lowered:
                     state |= rounded(key, tensor.to(ctx.device), self.precision)
                     continue
@@ -175,16 +188,33 @@ class _Config:
 
 
 def network_file(stem: Path) -> NetworkFile:
-    """The network of `stem.json` and `stem.safetensors`, or else a GGUF file of that stem."""
+    """The network of `stem.json` and `stem.safetensors`, or else a GGUF file of that stem, which may hold its config."""
     stem = Path(stem)
     refuse_pickle(stem)
     config, file = stem.with_name(stem.name + ".json"), stem.with_name(stem.name + ".safetensors")
     if not file.is_file():
         file = _gguf_beside(stem) or file
+    if file.suffix == ".gguf" and not config.is_file() and (inside := gguf_network(file)):
+        return inside
     for path in (config, file):
         if not path.is_file():
             raise WeightsError(f"There is no file {path}.{_pickle_beside(stem)}")
     return described(read_object(config, raising=WeightsError), str(config), file)
+
+
+def is_network(stem: Path) -> bool:
+    """Whether there is something at `stem` that `network_file` would read."""
+    return stem.with_name(stem.name + ".json").is_file() or _gguf_beside(stem) is not None
+
+
+def gguf_network(file: Path) -> NetworkFile | None:
+    """The network of a GGUF file with its config inside; None if there is none, or it is of another kind of network."""
+    text = gguf.read_file(file)[0].get(GGUF_CONFIG)
+    if not isinstance(text, str):
+        return None
+    where = f'{file}: its "{GGUF_CONFIG}"'
+    config = parse_object(text, where, raising=WeightsError)
+    return described(config, where, file) if "args" in config else None
 
 
 def described(config: Any, where: str, file: Path) -> NetworkFile:
@@ -197,12 +227,24 @@ def described(config: Any, where: str, file: Path) -> NetworkFile:
 
 
 def image_encoder_file(folder: Path) -> NetworkFile:
-    """The DINOv3 encoder of a folder with `config.json` and `model.safetensors`."""
+    """The DINOv3 encoder of a folder with `config.json` and `model.safetensors`, as Hugging Face or timm name its tensors."""
     config, file = folder / "config.json", folder / "model.safetensors"
     for path in (config, file):
         if not path.is_file():
             raise WeightsError(f"There is no file {path}.{_pickle_beside(folder / 'pytorch_model')}")
-    return NetworkFile(IMAGE_ENCODER, read_object(config, raising=WeightsError), file)
+    return (
+        encoder_of_shapes(file)
+        if is_timm(read_header(file))
+        else NetworkFile(IMAGE_ENCODER, read_object(config, raising=WeightsError), file)
+    )
+
+
+def encoder_of_shapes(file: Path) -> NetworkFile:
+    """An encoder whose config is read off the shapes of its tensors."""
+    try:
+        return NetworkFile(IMAGE_ENCODER, read_args(read_header(file)), file)
+    except (KeyError, ValueError, IndexError) as error:
+        raise WeightsError(f"{file} lacks a tensor that says how large the picture encoder is: {error}.") from error
 
 
 def load_network(stem: Path, ctx: RunContext = QUIET) -> nn.Module:
@@ -227,7 +269,7 @@ def _match(network: NetworkFile, model: nn.Module) -> dict[str, Tensor]:
         problems.append(f"unexpected {_some(unexpected)}")
     wanted = {k: v for k, v in blanks.items() if k in stored}
     for key, blank in wanted.items():
-        if stored[key].shape != tuple(blank.shape):
+        if not _holds(network.file, stored[key].shape, tuple(blank.shape)):
             problems.append(f'"{key}" is {list(stored[key].shape)}, the config says {list(blank.shape)}')
         elif stored[key].dtype not in READABLE:
             problems.append(f'"{key}" is stored as {stored[key].dtype}; only {", ".join(READABLE)} can be read')
@@ -240,6 +282,20 @@ def _match(network: NetworkFile, model: nn.Module) -> dict[str, Tensor]:
     if problems:
         raise WeightsError(f"{network.file} does not fit a {network.name}: {'; '.join(problems[:8])}.")
     return wanted
+
+
+def _holds(file: Path, stored: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a stored tensor is one of `shape`. GGUF knows four axes at most, so files of that kind join neighbouring ones."""
+    if stored == shape or file.suffix != ".gguf":
+        return stored == shape
+    sizes = list(shape)
+    for axis in stored:
+        joined = 1
+        while sizes and (joined < axis or joined * sizes[0] == axis):
+            joined *= sizes.pop(0)
+        if joined != axis:
+            return False
+    return prod(sizes) == 1
 
 
 def _some(keys: list[str]) -> str:

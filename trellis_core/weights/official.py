@@ -33,6 +33,17 @@ SCALES = {
 COMFY_FOLDERS = ("diffusion_models", "vae", "clip_vision")
 """Where ComfyUI keeps the parts of a repackaged family."""
 
+GGUF_FOLDERS = ("refiner", "shape", "texture", "decoders/Stage1", "decoders/Stage2", "encoders")
+"""Where a GGUF pack in use (Aero-Ex/Trellis2-GGUF) keeps the networks that its pipeline.json looks for under `ckpts`."""
+
+SAME_ENCODER = {
+    "facebook/dinov3-vitl16-pretrain-lvd1689m": (
+        "timm/vit_large_patch16_dinov3.lvd1689m", "PIA-SPACE-LAB/dinov3-vitl-pretrain-lvd1689m", "Aero-Ex/Dinov3",
+        "camenduru/dinov3-vitl16-pretrain-lvd1689m",
+    )
+}  # fmt: skip
+"""A picture encoder that is given out after a request only -> where the same weights are to be had without one."""
+
 SHAPE_NORM = (
     (
         0.781296, 0.018091, -0.495192, -0.558457, 1.06053, 0.093252, 1.518149, -0.933218,

@@ -14,7 +14,8 @@ from ..outside import checked, read_object
 from ..settings import RescaleT, Steps, Strength, Unit
 from .official import Scale
 
-FILE = "pipeline.json"
+FILE, TEXTURING = "pipeline.json", "texturing_pipeline.json"
+"""Of the pipeline that makes a model of a picture, and, beside it, of the one that textures a given mesh."""
 
 
 def _is_path(text: str) -> str:
@@ -112,3 +113,22 @@ def read_pipeline(folder: Path) -> Pipeline:
     """
     content: dict[str, Any] = read_object(folder / FILE, raising=WeightsError)
     return checked(_Document, content, f"{folder / FILE} does not describe a pipeline", raising=WeightsError).args
+
+
+@dataclass(frozen=True)
+class _Models:
+    models: dict[str, Reference | None]
+
+
+@dataclass(frozen=True)
+class Texturing:
+    """What is known of texturing_pipeline.json: its name, and where its networks lie."""
+
+    args: _Models
+    name: str = "a pipeline without a name"
+
+
+def read_texturing(folder: Path) -> Texturing:
+    """The texturing pipeline of a weights folder; see `read_pipeline`."""
+    content = read_object(folder / TEXTURING, raising=WeightsError)
+    return checked(Texturing, content, f"{folder / TEXTURING} does not describe a pipeline", raising=WeightsError)

@@ -1,4 +1,8 @@
-"""ComfyUI's repackaging: several networks in one file, no configs (spec A 1.7). Configs are read off the tensor shapes."""
+"""Networks without a pipeline.json: which are in a file, and what role they have.
+
+ComfyUI's repackaging has several networks in one file and no configs (spec A 1.7): these are read off the tensor shapes.
+GGUF packs may have one network a file, with its config inside.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,10 @@ import torch
 
 from ..errors import WeightsError
 from ..roles import IMAGE_ROLE, SHAPE_DECODER, STRUCTURE_DECODER, STRUCTURE_FLOW, TEXTURE_DECODER, flow_role
+from . import official as published
+from .encoder_names import is_timm
 from .header import DTYPES, Stored, read_header
-from .network_file import IMAGE_ENCODER, NetworkFile
+from .network_file import NetworkFile, encoder_of_shapes, gguf_network
 from .quantised import CODES, COMPANION
 
 Header = Mapping[str, Stored]
@@ -20,12 +26,9 @@ Header = Mapping[str, Stored]
 STRUCTURE_LATENT_SIDE = 16
 """Side of the structure flow's latent cube: the one number of a config that no tensor's shape tells."""
 
-HEAD_WIDTH_OF_DINO = 64
-"""Of every published DINOv3 vision transformer."""
-
 
 def find_networks(file: Path) -> dict[str, NetworkFile]:
-    """The networks of a repackaged file by their role in a pipeline; empty if it holds none.
+    """The networks of a file by their role in a pipeline; empty if it holds none.
 
     Raises:
         WeightsError: it is the Pixal3D derivative, quantised in a way that is not known, or damaged.
@@ -36,13 +39,31 @@ def find_networks(file: Path) -> dict[str, NetworkFile]:
             f"{file} is Pixal3D, a model derived from TRELLIS.2 with other layers. This program runs TRELLIS.2 itself: "
             "use the TRELLIS.2 weights."
         )
+    if file.suffix == ".gguf" and (network := gguf_network(file)):
+        role = role_of(network)
+        return {role: network} if role else {}
     found = {}
     for role, (prefixes, name, signature, read_args) in LAYOUT.items():
         for prefix in prefixes:
             if prefix + signature in header:
                 part = {k.removeprefix(prefix): v for k, v in header.items() if k.startswith(prefix)}
                 found[role] = NetworkFile(name, _read(read_args, part, file), file, prefix)
+    if "embeddings.patch_embeddings.weight" in header or is_timm(header):
+        found[IMAGE_ROLE] = encoder_of_shapes(file)
     return found
+
+
+def role_of(network: NetworkFile) -> str | None:
+    """The role that a network's config tells; None for those that no pipeline has."""
+    params = network.build().params
+    if network.name == "SLatFlowModel":
+        scale = next((key for key, scale in published.SCALES.items() if scale.structure_grid == params.resolution), None)
+        stage = "shape" if params.in_channels == params.out_channels else "texture"
+        return flow_role(stage, int(scale)) if scale else None
+    return {
+        "SparseStructureFlowModel": STRUCTURE_FLOW, "SparseStructureDecoder": STRUCTURE_DECODER,
+        "FlexiDualGridVaeDecoder": SHAPE_DECODER, "SparseUnetVaeDecoder": TEXTURE_DECODER,
+    }.get(network.name)  # fmt: skip
 
 
 def _read(read_args: Callable[[Header], dict[str, Any]], part: Header, file: Path) -> dict[str, Any]:
@@ -104,19 +125,6 @@ def _structure_decoder_args(part: Header) -> dict[str, Any]:
     }
 
 
-def _image_encoder_args(part: Header) -> dict[str, Any]:
-    width, channels, patch, _ = part["embeddings.patch_embeddings.weight"].shape
-    return {
-        "hidden_size": width,
-        "intermediate_size": part["layer.0.mlp.up_proj.weight"].shape[0],
-        "num_hidden_layers": len(_numbers(part, r"layer\.(\d+)\.norm1\.weight")),
-        "num_attention_heads": width // HEAD_WIDTH_OF_DINO,
-        "num_register_tokens": part["embeddings.register_tokens"].shape[1],
-        "patch_size": patch,
-        "num_channels": channels,
-    }
-
-
 def _numbers(part: Header, pattern: str) -> list[tuple[int, ...]]:
     """The numbers in every key that matches, sorted."""
     matches = (re.fullmatch(pattern, key) for key in part)
@@ -139,8 +147,5 @@ LAYOUT: dict[str, tuple[tuple[str, ...], str, str, Callable[[Header], dict[str, 
         ("shape_dec.",), "FlexiDualGridVaeDecoder", "from_latent.weight", _sparse_decoder_args,
     ),
     TEXTURE_DECODER: (("txt_dec.",), "SparseUnetVaeDecoder", "from_latent.weight", _sparse_decoder_args),
-    IMAGE_ROLE: (
-        ("",), IMAGE_ENCODER, "embeddings.patch_embeddings.weight", _image_encoder_args,
-    ),
 }  # fmt: skip
 """Role in a pipeline -> (prefixes it may have, class, a key that tells it, how its config is read off the shapes)."""
