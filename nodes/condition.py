@@ -47,6 +47,18 @@ def check_background(background: str | None) -> bool | str:
     return pictures.check_background(background) if background is not None else True
 
 
+def batch_input() -> Any:
+    """What a batch of pictures means, for nodes that can take several views."""
+    return Choice(
+        "batch_is",
+        options=list(pictures.BATCHES),
+        default=pictures.BATCHES[0],
+        optional=True,
+        tooltip="What a batch of pictures shows: several objects, and one model is made of each; or one object from several "
+        "sides, and all of them make one model.",
+    )
+
+
 def cut(image: Any, mask: Any, background: str, mask_shows: str) -> dict[str, Any]:
     """Host pictures as arguments of the core: `pictures`, and how their subject is found."""
     matte = pictures.matte_for(background)

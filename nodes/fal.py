@@ -13,9 +13,11 @@ from . import condition, fields, host, pictures
 from .generate import BEFORE, preset_input
 from .host import fal as host_fal
 from .sample import lora_input, seed_input
-from .sockets import Choice, advanced, glb_file, model_outputs, schema, settings_input
+from .save import glb_bytes
+from .sockets import AnyFile3D, Choice, File3D, advanced, glb_file, model_outputs, schema, settings_input
 
-ENDPOINTS = ("auto", "trellis-2", "trellis-2-lora")
+ENDPOINTS = ("auto", "trellis-2", "trellis-2-lora", "trellis-2/multi", "trellis-2/retexture")
+"""Choices of the node; a test holds them to the endpoints that there are."""
 
 
 class FalGenerate(io.ComfyNode):
@@ -27,8 +29,9 @@ class FalGenerate(io.ComfyNode):
             "FalGenerate",
             "TRELLIS.2 Image to 3D (fal)",
             "Has the model made at fal.ai, or on a server of your own, with the same settings as Image to 3D. "
-            "At fal.ai a model costs about $0.25 at 512, $0.30 at 1024 and $0.35 at 1536. The key is FAL_KEY, or is entered "
-            "in the settings under TRELLIS.2; it never is part of a workflow.",
+            "At fal.ai a model costs about $0.25 at 512, $0.30 at 1024 and $0.35 at 1536. The same inputs are paid for once: a "
+            "job that is known is fetched and not repeated. The key is FAL_KEY, or is entered in the settings under TRELLIS.2; "
+            "it never is part of a workflow.",
             search_aliases=["trellis", "fal.ai", "remote", "cloud"],
             inputs=[
                 *condition.picture_inputs(),
@@ -36,8 +39,10 @@ class FalGenerate(io.ComfyNode):
                 endpoint_input(),
                 preset_input(),
                 fields.resolution(BEFORE),
+                condition.batch_input(),
                 *condition.cutting_inputs(),
                 lora_input(),
+                mesh_input(),
                 *server_inputs(),
                 settings_input(),
             ],
@@ -64,7 +69,17 @@ def endpoint_input() -> Any:
         options=list(ENDPOINTS),
         default=ENDPOINTS[0],
         optional=True,
-        tooltip="auto takes trellis-2-lora where LoRAs are connected, else trellis-2.",
+        tooltip="auto takes trellis-2/retexture where a mesh is connected, trellis-2-lora where LoRAs are, trellis-2/multi for "
+        "views of one object, else trellis-2.",
+    )
+
+
+def mesh_input() -> Any:
+    return io.MultiType.Input(
+        "mesh",
+        types=[AnyFile3D, File3D, io.Mesh],
+        optional=True,
+        tooltip="A model that is painted anew after the picture, by trellis-2/retexture: GLB, OBJ, PLY or STL.",
     )
 
 
@@ -83,6 +98,15 @@ def server_inputs() -> list[Any]:
                 default="",
                 optional=True,
                 tooltip="Fetch this job instead of making a new one, for example after a restart.",
+            )
+        ),
+        advanced(
+            io.Boolean.Input(
+                "submit_anew",
+                default=False,
+                optional=True,
+                tooltip="On: a new job is submitted, and billed, also where one with the same inputs is known. Off: the known "
+                "job's result is fetched.",
             )
         ),
     ]
@@ -107,40 +131,46 @@ async def have_made(
     background: str = pictures.BACKGROUNDS[0],
     mask_shows: str = pictures.MASK_SIDES[0],
     loras: Any = None,
+    batch_is: str = pictures.BATCHES[0],
+    mesh: Any = None,
     base_url: str = "",
     request_id: str = "",
+    submit_anew: bool = False,
 ) -> list[Any]:
     """The models of these pictures, made elsewhere; and last, in words, where and by which requests."""
-    from ..trellis_core.fal import client as api
     from ..trellis_core.fal import remote
+    from ..trellis_core.fal.client import FalClient
+    from ..trellis_core.fal.order import endpoint_for, lora_files, order, price
     from ..trellis_core.noise import item_seed
 
     stack = [lora for lora in loras or () if lora.strength]
-    app = api.endpoint_for(endpoint, bool(stack))
-    api.arguments_for(app, settings)
-    book, base_url = host_fal.notebook(), base_url.strip()
-    client = api.FalClient(book.key(base_url), base_url, book.uploads())
-    files, notes = remote.lora_files(stack) if stack else ({}, [])
+    views = batch_is == pictures.BATCHES[1]
+    app = endpoint_for(endpoint, loras=bool(stack), views=len(image) if views else 1, mesh=mesh is not None)
+    book, base_url, request_id = host_fal.notebook(), base_url.strip(), request_id.strip()
+    client = FalClient(book.key(base_url), base_url)
+    files, notes = lora_files(stack) if stack else ({}, [])
+    model = None if mesh is None else _mesh_file(mesh)
     seen = _cut_out(image, mask, background, mask_shows)
-    if request_id.strip() and len(seen) > 1:
+    groups = [seen] if views else [[picture] for picture in seen]
+    if request_id and len(groups) > 1:
         raise InputError("One request id is for one picture: take the batch away, or empty request_id.")
-    run, price = host.Run(node), api.price(app, settings, base_url)
-    host_fal.say(node, price)
+    wanted = [
+        order(app, settings.model_copy(update={"seed": item_seed(seed, index)}), group, mesh=model, loras=files)
+        for index, group in enumerate(groups)
+    ]
+    run, costs = host.Run(node), price(app, settings, base_url)
+    host_fal.say(node, costs)
     made = []
-    for index, (picture, part) in enumerate(zip(seen, run.ctx.split(len(seen)), strict=True)):
-        follow = _Follower(part, node, price)
-        wanted = settings.model_copy(update={"seed": item_seed(seed, index)})
-        made.append(
-            await host_fal.until_stopped(
-                remote.generate(
-                    client, book, app, picture, wanted, loras=files, request_id=request_id.strip(), base_url=base_url,
-                    on_state=follow.state, on_request=follow.request,
-                )
-            )
-        )  # fmt: skip
+    for one, part in zip(wanted, run.ctx.split(len(wanted)), strict=True):
+        follow = _Follower(part, node, costs)
+        work = remote.generate(
+            client, book, one, request_id=request_id, submit_anew=submit_anew, on_state=follow.state, on_request=follow.request
+        )
+        made.append(await host_fal.until_stopped(work))
     run.ctx.report(1.0)
     lines = [f"request {model.request_id} ({app}, {client.name}, seed {model.seed})" for model in made]
-    return [*made, "\n".join([*lines, *notes, *filter(None, [price])])]
+    notes += [note for model in made for note in model.notes]
+    return [*made, "\n".join(filter(None, [*lines, *notes, costs]))]
 
 
 class _Follower:
@@ -154,7 +184,8 @@ class _Follower:
         host_fal.say(self._node, "\n".join(filter(None, [f"request {request_id}", self._price])))
 
     def state(self, state: Any) -> None:
-        self._ctx.report(0.0 if state.position is not None else 0.05 + 0.9 * (state.fraction or 0.0))
+        if state.fraction is not None:
+            self._ctx.report(0.05 + 0.9 * state.fraction)
         where = f"{state.position} before it in the line" if state.position is not None else state.line or "running"
         host_fal.say(self._node, "\n".join(filter(None, [f"request {self._id}", where, self._price])))
 
@@ -164,6 +195,13 @@ def _cut_out(image: Any, mask: Any, background: str, mask_shows: str) -> list[An
     matte = pictures.matte_for(background)
     seen = pictures.to_pictures(image, mask, mask_shows)
     return [matte(picture) if matte and picture.mode == "RGB" else picture for picture in seen]
+
+
+def _mesh_file(mesh: Any) -> Any:
+    """A 3D file of the host, or a bare mesh, as a file that the API takes."""
+    from ..trellis_core.fal.order import mesh_file
+
+    return mesh_file(*((glb_bytes(mesh), "glb") if hasattr(mesh, "vertices") else (mesh.get_bytes(), mesh.format)))
 
 
 def _color(picture: Any) -> Any:

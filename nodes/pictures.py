@@ -12,6 +12,7 @@ from torch import Tensor
 from ..trellis_core.errors import InputError
 
 BACKGROUNDS = ("plain colour", "remove (rembg)", "black, already cropped")
+BATCHES = ("several objects", "views of one object")
 MASK_SIDES = ("auto", "subject", "background")
 
 

@@ -17,7 +17,7 @@ PREFIX = "3d/TRELLIS2"
 _HIDDEN = [io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo]
 
 
-def _glb_bytes(model: Any) -> bytes:
+def glb_bytes(model: Any) -> bytes:
     """Of a 3D file in GLB format, or of a mesh.
 
     Raises:
@@ -79,7 +79,7 @@ class SaveGLB(io.ComfyNode):
         from ..trellis_core.gltf.container import with_extras
 
         path, entry = host.output_file(filename_prefix, ".glb")
-        data = with_extras(_glb_bytes(glb), host.workflow_extras(cls))
+        data = with_extras(glb_bytes(glb), host.workflow_extras(cls))
         write_whole(path, data)
         return io.NodeOutput(glb_file(data), host.below(entry), ui={"3d": [entry]})
 
@@ -105,7 +105,7 @@ class View3D(io.ComfyNode):
         from ..trellis_core.files import write_whole
 
         path, entry = host.temporary_file("trellis2_view", ".glb")
-        write_whole(path, _glb_bytes(model))
+        write_whole(path, glb_bytes(model))
         return io.NodeOutput(ui={"3d": [entry]})
 
 

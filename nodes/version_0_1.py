@@ -316,11 +316,12 @@ class FalApi(io.ComfyNode):
         loras: Any = None,
         base_url: str = "",
         request_id: str = "",
+        submit_anew: bool = False,
         settings: Any = None,
         **values: Any,
     ) -> io.NodeOutput:
         asked = {"endpoint": endpoint, "mask": mask, "background": background, "mask_shows": mask_shows, "loras": loras}
-        asked |= {"base_url": base_url, "request_id": request_id}
+        asked |= {"base_url": base_url, "request_id": request_id, "submit_anew": submit_anew}
         *made, text = await fal.have_made(cls, image, seed, _chosen(values, settings), **asked)
         glbs, colors, seed = fal.handed_out(made)
         paths = keep_models([model.glb for model in made])

@@ -11,24 +11,26 @@ from typing import Any
 import pytest
 
 pytest.importorskip("aiohttp")
-from aiohttp import web  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from tests.helpers.fal_service import GLB, KEY, Gate, serving  # noqa: E402
 from trellis_core.errors import InputError  # noqa: E402
 from trellis_core.fal import client as module  # noqa: E402
-from trellis_core.fal.client import FalClient, RemoteError, arguments_for, endpoint_for, scrub  # noqa: E402
+from trellis_core.fal.answers import RemoteError, scrub  # noqa: E402
+from trellis_core.fal.client import FalClient  # noqa: E402
 from trellis_core.fal.endpoints import ENDPOINTS  # noqa: E402
 from trellis_core.fal.open_requests import Notebook  # noqa: E402
+from trellis_core.fal.order import arguments_for, endpoint_for, order  # noqa: E402
 from trellis_core.fal.remote import base_color, generate  # noqa: E402
+from trellis_core.fal.wire import Pace  # noqa: E402
 from trellis_core.settings import GenerationSettings  # noqa: E402
 
 PLAIN, LORA = "fal-ai/trellis-2", "fal-ai/trellis-2-lora"
+QUICK = Pace(poll=0.001)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(module, "INLINE", 0)
     monkeypatch.delenv("FAL_KEY", raising=False)
 
@@ -40,27 +42,26 @@ def _picture() -> Image.Image:
 
 
 def _make(url: str, folder: Path, key: str = KEY, app: str = PLAIN, **more: Any) -> Any:
-    book = Notebook(folder / "book")
-    client = FalClient(key, url, book.uploads())
     settings = more.pop("settings", GenerationSettings(seed=3, resolution=512))
-    return asyncio.run(generate(client, book, app, _picture(), settings, base_url=url, **more))
+    wanted = order(app, settings, [more.pop("picture", _picture())], loras=more.pop("loras", None))
+    return asyncio.run(generate(FalClient(key, url, QUICK), Notebook(folder / "book"), wanted, **more))
 
 
 @pytest.mark.parametrize("app", ENDPOINTS)
 def test_only_fields_of_the_endpoint_are_sent(app: str) -> None:
-    everything = GenerationSettings(image_url="x", resolution=512).model_dump()
+    everything = GenerationSettings(image_url="x", image_urls=("x", "y"), mesh_url="z", resolution=512).model_dump()
     sent = arguments_for(app, GenerationSettings(**everything))
     assert set(sent) <= set(ENDPOINTS[app].fields)
     assert arguments_for(app, GenerationSettings(image_url="x", resolution=1024))["resolution"] == 1024
-    assert ("seed" in sent) is False
+    assert "seed" not in sent
 
 
 def test_values_that_an_endpoint_lacks_are_refused_before_anything_is_sent() -> None:
     with pytest.raises(InputError, match="512 or 1024"):
         arguments_for(LORA, GenerationSettings(resolution=1536))
     with pytest.raises(InputError, match="LoRA"):
-        endpoint_for("trellis-2", True)
-    assert (endpoint_for("auto", True), endpoint_for("auto", False)) == (LORA, PLAIN)
+        endpoint_for("trellis-2", loras=True)
+    assert (endpoint_for("auto", loras=True), endpoint_for("auto")) == (LORA, PLAIN)
     with pytest.raises(InputError, match="FAL_KEY"):
         FalClient("")
     for wrong in ("box", "file:///a", "http://user:pw@box/fal"):
@@ -105,7 +106,7 @@ def test_a_stop_cancels_the_remote_job(tmp_path: Path) -> None:
         client = FalClient(KEY, url)
         begun = asyncio.Event()
         work = generate(
-            client, book, PLAIN, _picture(), GenerationSettings(seed=1), base_url=url,
+            client, book, order(PLAIN, GenerationSettings(seed=1), [_picture()]),
             on_state=lambda state: begun.set() if state.status == "IN_PROGRESS" else None,
         )  # fmt: skip
         task = asyncio.ensure_future(work)
@@ -130,128 +131,9 @@ def test_errors_of_the_service_in_words(tmp_path: Path) -> None:
             _make(url, tmp_path, request_id="0" * 36)
         with pytest.raises(InputError, match="is not a request id"):
             _make(url, tmp_path, request_id="../../x")
-        loras = {"texture_lora_url": b""}
-        small = Image.new("RGB", (2, 2))
         with pytest.raises(RemoteError, match="image_url") as caught:
-            client = FalClient(KEY, url)
-            asyncio.run(
-                generate(client, Notebook(tmp_path), LORA, small, GenerationSettings(seed=1, resolution=512), loras=loras)
-            )
+            _make(url, tmp_path, app=LORA, picture=Image.new("RGB", (2, 2)), loras={"texture_lora_url": b""})
         assert caught.value.fields[0][0] == "image_url"
-
-
-class _Answers:
-    """A server that gives what it is told to give, and notes what it was asked."""
-
-    def __init__(self, **answers: Any) -> None:
-        self.answers, self.asked = answers, []
-
-    async def __call__(self, request: web.Request) -> web.StreamResponse:
-        kind = {"initiate": "initiate", "status": "status", "cancel": "cancel"}.get(request.path.rsplit("/", 1)[-1])
-        kind = kind or ("put" if request.method == "PUT" else "submit" if request.method == "POST" else "result")
-        self.asked.append((kind, request.headers.get("Authorization")))
-        given = self.answers[kind]
-        given = given.pop(0) if isinstance(given, list) and len(given) > 1 else given[0] if isinstance(given, list) else given
-        status, body, *headers = given
-        if status == 0:
-            request.transport.close()  # type: ignore[union-attr]
-        return web.json_response(body, status=status or 200, headers=headers[0] if headers else None)
-
-
-def _against(answers: _Answers, folder: Path) -> Any:
-    async def run() -> Any:
-        app = web.Application()
-        app.router.add_route("*", "/{tail:.*}", answers)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        answers.answers.setdefault("initiate", (200, {"upload_url": f"{url}/put", "file_url": f"{url}/file"}))
-        answers.answers.setdefault("put", (200, {}))
-        book = Notebook(folder)
-        try:
-            client = FalClient(KEY, url)
-            return await generate(client, book, PLAIN, _picture(), GenerationSettings(seed=1), base_url=url)
-        finally:
-            await runner.cleanup()
-
-    return asyncio.run(run())
-
-
-@pytest.mark.parametrize(
-    ("status", "body", "said"),
-    [
-        (403, {"detail": "User is locked. Reason: Exhausted balance. Top up your balance."}, "balance is used up"),
-        (429, {"detail": "slow down"}, "asked too much"),
-        (500, {"detail": f"oops Key {KEY}"}, "problem of its own"),
-        (502, None, "problem of its own"),
-        (422, {"detail": [{"loc": ["body", "seed"], "msg": "Input should be less", "type": "x", "input": "secret"}]}, "seed"),
-        (418, {"detail": {"odd": 1}}, "418"),
-    ],
-)
-def test_refusals_in_words_and_submitted_once(tmp_path: Path, status: int, body: Any, said: str) -> None:
-    answers = _Answers(submit=(status, body))
-    with pytest.raises(RemoteError, match=said) as caught:
-        _against(answers, tmp_path)
-    assert [kind for kind, _ in answers.asked].count("submit") == 1
-    assert KEY not in str(caught.value) and "secret" not in str(caught.value)
-
-
-def test_a_connection_that_breaks_while_submitting_is_not_tried_again(tmp_path: Path) -> None:
-    answers = _Answers(submit=(0, {}))
-    with pytest.raises(RemoteError, match="may run, and be billed"):
-        _against(answers, tmp_path)
-    assert [kind for kind, _ in answers.asked].count("submit") == 1
-
-
-def test_a_server_that_stumbles_is_asked_again_and_the_key_goes_only_to_it(tmp_path: Path) -> None:
-    answers = _Answers(
-        submit=(200, {"request_id": "a" * 36, "status_url": "http://evil.example/", "response_url": "http://evil.example/"}),
-        status=[(503, {}), (0, {}), (200, {"status": "IN_PROGRESS", "logs": None}), (200, {"status": "COMPLETED", "logs": []})],
-        result=[(502, {}), (200, {"model_glb": {"url": "http://10.0.0.1/a.glb"}})],
-        cancel=(202, {}),
-    )
-    with pytest.raises(InputError, match="not a public host"):
-        _against(answers, tmp_path)
-    kinds = [kind for kind, _ in answers.asked]
-    assert kinds.count("status") == 4 and kinds.count("result") == 2 and kinds.count("submit") == 1
-    assert all((key is None) == (kind == "put") for kind, key in answers.asked)
-
-
-DONE = (200, {"status": "COMPLETED", "logs": []})
-MADE = (200, {"model_glb": {"url": "http://10.0.0.1/a.glb"}})
-
-
-@pytest.mark.parametrize(
-    ("then", "said"),
-    [
-        ({"status": (503, {})}, "has not answered"),
-        ({"status": (500, {})}, "has not answered"),
-        ({"status": (429, {})}, "has not answered"),
-        ({"status": (401, {"detail": "no"})}, "does not know the key"),
-        ({"status": DONE, "result": MADE}, "not a public host"),
-    ],
-)  # fmt: skip
-def test_what_may_still_be_there_is_asked_for_again_and_not_submitted_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: Any, said: str
-) -> None:
-    monkeypatch.setattr(module, "PATIENCE", 0.05)
-    submit = (200, {"request_id": "a" * 36})
-    with pytest.raises(InputError if "host" in said else RemoteError, match=said):
-        _against(_Answers(submit=submit, **then), tmp_path)
-    (kept,) = json.loads((tmp_path / "requests.json").read_text())["requests"].values()
-    assert kept["id"] == "a" * 36
-
-
-@pytest.mark.parametrize("status", [422, 500, 503, 504])
-def test_a_job_that_failed_is_told_at_once_and_forgotten(tmp_path: Path, status: int) -> None:
-    ended = (status, {"detail": "CUDA error: out of memory"}, {"x-fal-request-id": "a" * 36})
-    answers = _Answers(submit=(200, {"request_id": "a" * 36}), status=DONE, result=ended)
-    with pytest.raises(RemoteError, match="out of memory"):
-        _against(answers, tmp_path)
-    assert [kind for kind, _ in answers.asked].count("result") == 1
-    assert json.loads((tmp_path / "requests.json").read_text())["requests"] == {}
 
 
 def test_files_that_the_api_threw_away_are_sent_again(tmp_path: Path) -> None:
@@ -262,22 +144,6 @@ def test_files_that_the_api_threw_away_are_sent_again(tmp_path: Path) -> None:
             service.store.delete(stored)
         other = _make(url, tmp_path, settings=GenerationSettings(seed=9, resolution=512))
         assert other.glb == GLB and other.request_id != first.request_id and len(gate.seen) == 2
-
-
-def test_keys_stay_with_their_server_and_in_a_private_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    book = Notebook(tmp_path / "deep" / "book")
-    assert book.key("") == "" and book.keyed() == []
-    book.set_key("", "hosted")
-    book.set_key("http://Box:8000/fal", "boxed")
-    assert (book.key(""), book.key("http://box:8000/"), book.key("http://other:8000")) == ("hosted", "boxed", "")
-    monkeypatch.setenv("FAL_KEY", "environment")
-    assert book.key("") == "environment" and book.key("http://other:8000") == ""
-    (file,) = (tmp_path / "deep" / "book").iterdir()
-    assert file.stat().st_mode & 0o777 == 0o600
-    book.set_key("http://box:8000", "")
-    assert book.keyed() == ["https://fal.ai"]
-    file.write_text("{")
-    assert book.key("http://box:8000") == ""
 
 
 def test_secrets_are_taken_out_of_texts() -> None:

@@ -72,7 +72,7 @@ def test_a_model_comes_from_a_server_and_the_key_is_nowhere(host: Host, remote: 
     for place in (f"/history/{done.prompt_id}", "/object_info/TrellisCoreFalGenerate", "/trellis2/fal_keys", "/settings"):
         assert KEY not in json.dumps(host.client.get(place))
     assert KEY.encode() not in saved and KEY not in host.log.read_text()
-    kept = list((host.base / "user").rglob("keys.json"))
+    kept = list((host.base / "user").rglob("client.sqlite3"))
     assert len(kept) == 1 and kept[0].stat().st_mode & 0o077 == 0 and "__" in str(kept[0])
 
     again = host.client.run(_prompt(url, 5))
@@ -126,7 +126,7 @@ def test_errors_in_plain_words(host: Host, remote: tuple[str, Any]) -> None:
         ("not-the-key", url, {}, "does not know the key"),
         (KEY, "http://127.0.0.1:9/fal", {}, "cannot be reached"),
         (KEY, "file:///etc", {}, "must be an address like"),
-        (KEY, url, {"request_id": "0" * 36}, "does not have this"),
+        (KEY, url, {"request_id": "0" * 36}, "does not have"),
         (KEY, url, {"endpoint": "trellis-2-lora", "resolution": "1536"}, "512 or 1024"),
     ):
         if base.startswith("http"):

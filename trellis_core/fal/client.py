@@ -3,105 +3,36 @@
 The official client serves for none of it: it submits up to ten times, sends the key to whatever host an answer names, leaves
 the job running when it is stopped, and uploads to addresses that cannot be set. Here the key goes to the API's own hosts and
 nowhere else, a job is submitted once or not at all, a stop cancels the remote job, and every job can be found again by its
-request id.
+request id. What is read of answers, and what is not believed, is in `answers`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
 import re
-import threading
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 
-from ..context import RunContext
-from ..errors import InputError, TrellisError
-from ..fetch import fetch_bytes
-from ..settings import GenerationSettings
-from .endpoints import ENDPOINTS
+from ..errors import InputError
+from . import answers, wire
+from .answers import Answer, Failed, Gone, NotConnected, Odd, RemoteError, Result, State, Status, Unanswered, Unsure
+from .download import download
+from .wire import Pace, Patience
 
 HOSTED = {"run": "https://fal.run", "queue": "https://queue.fal.run", "rest": "https://rest.fal.ai"}
-POLL_SECONDS = 0.7
-PATIENCE = 300.0
-"""Seconds without any answer to a question about a job after which it is left alone."""
 PART = 10 << 20
 WHOLE = 90 << 20
 """Longer files are uploaded in parts."""
-MAX_MODEL = 500 << 20
+SLOWEST = 20_000
+"""Bytes a second that an upload may take."""
 INLINE = 8 << 10
-"""Bytes up to which a file travels inside the request."""
-
-_PERCENT = re.compile(r"^\s*(\d{1,3}) ?%")
-_SECRETS = re.compile(r"(Key\s+\S+|fal_jwt_token=[^&\s]+|signature=[^&\s]+|[?&](?:X-Goog|Signature|Expires)[^\s]*)", re.I)
-
-
-class RemoteError(TrellisError):
-    """The API refused or failed; its text says what to do. `fields` are (setting, message) of a 422."""
-
-    def __init__(self, message: str, fields: tuple[tuple[str, str], ...] = ()) -> None:
-        super().__init__(message)
-        self.fields = fields
-
-
-class Unanswered(RemoteError):
-    """It is not known what became of a job: it may go on, and can be asked for again."""
-
-
-@dataclass(frozen=True)
-class State:
-    """A job as the queue sees it: how many are before it, how much is done as far as its log says, and the last line."""
-
-    status: str
-    position: int | None
-    fraction: float | None
-    line: str
-
-
-def endpoint_for(choice: str, has_loras: bool) -> str:
-    """The endpoint's id for "auto" or for its short name.
-
-    Raises:
-        InputError: LoRAs are connected and the endpoint has none.
-    """
-    name = choice if choice != "auto" else "trellis-2-lora" if has_loras else "trellis-2"
-    if has_loras and name != "trellis-2-lora":
-        raise InputError(f"{name} takes no LoRAs: choose trellis-2-lora or auto, or take the LoRAs away.")
-    return f"fal-ai/{name}"
-
-
-def arguments_for(app: str, settings: GenerationSettings) -> dict[str, Any]:
-    """What is sent for these settings: fields that the endpoint has, where they were given or its default is another one.
-
-    Raises:
-        InputError: a value is none of those that the endpoint has.
-    """
-    endpoint = ENDPOINTS[app]
-    for name, choices in endpoint.choices.items():
-        if getattr(settings, name) not in choices:
-            text = " or ".join(map(str, choices))
-            raise InputError(f"{app} has {name} {text}, not {getattr(settings, name)}.")
-    given = settings.model_fields_set | set(endpoint.defaults)
-    values = {name: getattr(settings, name) for name in endpoint.fields if name in given}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def price(app: str, settings: GenerationSettings, base_url: str) -> str:
-    """What one model will cost, in words; "" on a server of one's own."""
-    known = ENDPOINTS[app].prices.get(settings.resolution)
-    return "" if base_url else f"about ${known:.2f} at fal.ai" if known else f"billed by fal.ai; see fal.ai/models/{app}"
-
-
-def scrub(text: str, key: str = "") -> str:
-    """A text without the key and without what signs addresses."""
-    text = text.replace(key, "***") if key else text
-    return _SECRETS.sub("***", text)
+"""Bytes up to which a picture travels inside the request."""
 
 
 class FalClient:
@@ -110,10 +41,12 @@ class FalClient:
     Args:
         key: "" sends none, which only a server on the own machine accepts.
         base_url: a server of one's own, as its start prints it (".../fal"); "" for fal.ai.
-        uploaded: content hash -> address of files that are there already; is added to.
+
+    Raises:
+        InputError: the address is none, or there is no key for fal.ai.
     """
 
-    def __init__(self, key: str, base_url: str = "", uploaded: dict[str, str] | None = None) -> None:
+    def __init__(self, key: str, base_url: str = "", pace: Pace | None = None) -> None:
         base = base_url.strip().rstrip("/")
         own = urlsplit(base)
         if base and (own.scheme not in ("http", "https") or not own.hostname or "@" in own.netloc):
@@ -125,62 +58,71 @@ class FalClient:
             )
         self._bases = {name: f"{base}/{name}" for name in HOSTED} if base else HOSTED
         self._trusted = (f"{own.hostname}:{own.port or (443 if own.scheme == 'https' else 80)}",) if base else ()
-        self.name = base or "fal.ai"
-        self._key, self.uploaded = key, {} if uploaded is None else uploaded
+        self.base_url, self.name = base, base or "fal.ai"
+        self.pace = pace or Pace()
+        self._key = key
 
     # Files
 
     async def upload(self, data: bytes, name: str, content_type: str) -> str:
-        """The address of a file at the API; sent once for one content. Small pictures become a data URI."""
-        if len(data) <= INLINE and content_type.startswith("image/"):
-            return f"data:{content_type};base64,{base64.b64encode(data).decode()}"
-        digest = f"{self._bases['rest']} {hashlib.sha256(data).hexdigest()}"
-        if digest not in self.uploaded:
+        """Send a file to the API; its address there. Small pictures become a data URI instead.
+
+        Raises:
+            RemoteError: the API cannot be reached, or refuses it.
+        """
+        if is_inline(data, content_type):
+            return data_uri(data, content_type)
+        patience = Patience(self.pace, f"the upload of {name}", self.pace.upload)
+        while True:
             try:
-                self.uploaded[digest] = await self._send_file(data, name, content_type)
-            except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-                raise RemoteError(f"{self.name} cannot be reached: {scrub(str(error), self._key)}.") from None
-        return self.uploaded[digest]
+                return await self._send_file(data, name, content_type)
+            except NotConnected as problem:
+                raise RemoteError(f"{self.name} cannot be used: {problem}.") from None
+            except Odd as problem:
+                try:
+                    await patience.after(problem)
+                except RemoteError:
+                    raise RemoteError(
+                        f"{name} could not be uploaded to {self.name}: {problem}. Nothing was submitted."
+                    ) from None
 
     async def _send_file(self, data: bytes, name: str, content_type: str) -> str:
         parts = len(data) > WHOLE
         way = "initiate-multipart" if parts else "initiate"
         url = f"{self._bases['rest']}/storage/upload/{way}?storage_type=fal-cdn-v3"
         async with self._session() as session:
-            made = await self._ask(session, "POST", url, json={"file_name": name, "content_type": content_type})
-            target, headers = made["upload_url"], {"Content-Type": content_type}
+            announced = {"file_name": name, "content_type": content_type}
+            place = self._good(await self._ask(session, "POST", url, json=announced), answers.UploadPlace)
+            wire.allow(place.upload_url, self._trusted)
+        async with wire.session(self._trusted) as session:  # signed addresses, without the key
             if not parts:
-                await self._put(session, target, data, headers)
-                return made["file_url"]
-            path, _, query = target.partition("?")
+                await self._put(session, place.upload_url, data, content_type)
+                return place.file_url
+            path, _, query = place.upload_url.partition("?")
             done = []
             for number, start in enumerate(range(0, len(data), PART), 1):
-                answer = await self._put(session, f"{path}/{number}?{query}", data[start : start + PART], headers)
-                done.append({"partNumber": number, "etag": answer["etag"]})
-            async with session.post(f"{path}/complete?{query}", json={"parts": done}) as reply:
-                await self._checked(reply)
-            return made["file_url"]
+                sent = await self._put(session, f"{path}/{number}?{query}", data[start : start + PART], content_type)
+                done.append({"partNumber": number, "etag": answers.value_of(sent, answers.Part).etag})
+            complete = {"parts": done}
+            ended = await wire.ask(
+                session, "POST", f"{path}/complete?{query}", within=self.pace.submit, headers={}, json=complete
+            )
+            self._check(ended)
+            return place.file_url
 
-    async def _put(self, session: aiohttp.ClientSession, url: str, data: bytes, headers: Mapping[str, str]) -> Any:
-        """To a signed address, without the key."""
-        async with session.put(url, data=data, headers=headers) as reply:
-            return await self._checked(reply)
+    async def _put(self, session: aiohttp.ClientSession, url: str, data: bytes, content_type: str) -> Answer:
+        within = self.pace.answer + len(data) / SLOWEST
+        sent = await wire.ask(session, "PUT", url, within=within, headers={"Content-Type": content_type}, data=data)
+        self._check(sent)
+        return sent
 
-    async def download(self, url: str) -> bytes:
-        """A finished model; no key is sent along.
+    async def download(self, made: Result, target: Path, on_fraction: Callable[[float], None] = lambda done: None) -> bytes:
+        """A finished model, whole; `target` keeps it. No key is sent along.
 
         Raises:
-            RemoteError: what comes is no GLB.
+            Unanswered: it does not come whole. What has come is kept beside `target`, and the next call goes on there.
         """
-        stop = threading.Event()
-        ctx = RunContext(is_cancelled=stop.is_set)
-        try:
-            data = await asyncio.to_thread(fetch_bytes, url, limit_bytes=MAX_MODEL, trusted=self._trusted, ctx=ctx)
-        finally:
-            stop.set()
-        if data[:4] != b"glTF":
-            raise RemoteError("The API's result is not a GLB file.")
-        return data
+        return await download(made.model_glb, target, trusted=self._trusted, pace=self.pace, on_fraction=on_fraction)
 
     # Jobs
 
@@ -188,138 +130,136 @@ class FalClient:
         """Queue a job, once; its request id.
 
         Raises:
-            RemoteError: refused; or the connection broke, and it is not known whether the job was queued.
+            RemoteError: it was refused, or nothing was sent. Unsure: it is not known whether the job was queued.
         """
-        async with self._session() as session:
+        patience = Patience(self.pace, "the new job")
+        while True:
             try:
-                made = await self._ask(session, "POST", f"{self._bases['queue']}/{app}", json=dict(arguments))
-            except aiohttp.ClientConnectorError as error:
-                raise RemoteError(f"{self.name} cannot be reached: {scrub(str(error), self._key)}.") from None
-            except (aiohttp.ClientError, asyncio.TimeoutError):
-                raise RemoteError(
-                    "The connection broke while the job was submitted. It may run, and be billed: look at your requests "
-                    "on the API's pages before you run this again. Nothing was sent a second time."
-                ) from None
-            return made["request_id"]
+                async with self._session() as session:
+                    url = f"{self._bases['queue']}/{app}"
+                    answer = await self._ask(session, "POST", url, within=self.pace.submit, json=dict(arguments))
+            except NotConnected as problem:
+                raise RemoteError(f"{self.name} cannot be used: {problem}. Nothing was submitted.") from None
+            except Odd as problem:
+                raise self._unsure(problem) from None
+            if request_id := answers.request_id_of(answer):
+                return request_id
+            if not answers.is_refusal(answer):
+                raise self._unsure(answers.odd(answer))
+            if answer.status not in (429, 503) or not answers.retry_after(answer.headers):
+                raise answers.in_words(answer, self._key)
+            try:
+                await patience.after(answers.odd(answer))  # it was not accepted, and says when it may be
+            except Unanswered:
+                raise answers.in_words(answer, self._key) from None
 
-    async def wait(self, app: str, request_id: str, on_state: Callable[[State], None]) -> None:
-        """Return when the job has ended, in whatever way.
+    def _unsure(self, problem: Odd) -> Unsure:
+        return Unsure(
+            f"It is not known whether {self.name} has accepted the job ({answers.scrub(str(problem), self._key)}). It may run, "
+            "and be billed. Nothing is submitted a second time: if your requests on the API's pages show it, enter its id as "
+            "request_id; if they do not, turn on submit_anew for one run, or choose another seed."
+        )
+
+    async def outcome(self, app: str, request_id: str, on_state: Callable[[State], None]) -> Result:
+        """Wait until the job has ended; what it has made.
 
         Raises:
-            Unanswered: nobody can tell. RemoteError: there is no such job.
+            Failed: the API says that it came to nothing. Gone: it says that it does not have it, to both questions that
+            can be asked. Unanswered: nobody can tell.
         """
+        try:
+            ended = await self._ended(app, request_id, on_state)
+        except Gone:
+            ended = Status(status="COMPLETED")
+        return await self._result(app, request_id, ended)
 
-        def ended(status: Any) -> bool:
-            on_state(_state(status))
-            return status.get("status") == "COMPLETED"
+    async def _ended(self, app: str, request_id: str, on_state: Callable[[State], None]) -> Status:
+        patience = Patience(self.pace, f"request {request_id}")
+        url = f"{self._job(app, request_id)}/status?logs=1"
+        async with self._session() as session:
+            while True:
+                try:
+                    answer = await self._ask(session, "GET", url)
+                    if answers.is_end(answer, request_id, None):
+                        return Status(status="COMPLETED")
+                    status = self._good(answer, Status, Unanswered)
+                except Odd as problem:
+                    on_state(State("", None, None, f"no sensible answer ({answers.shown(problem)}); asking again"))
+                    await patience.after(problem)
+                    continue
+                on_state(answers.state_of(status))
+                if status.status == "COMPLETED":
+                    return status
+                patience.heard()
+                await asyncio.sleep(self.pace.poll)
 
-        await self._ask_until(f"{self._job(app, request_id)}/status?logs=1", ended, lambda reply: reply.status >= 500)
+    async def _result(self, app: str, request_id: str, ended: Status) -> Result:
+        patience = Patience(self.pace, f"the result of request {request_id}")
+        async with self._session() as session:
+            while True:
+                try:
+                    answer = await self._ask(session, "GET", self._job(app, request_id))
+                    if answers.is_end(answer, request_id, ended.error):
+                        raise answers.in_words(answer, self._key, Failed)
+                    return self._good(answer, Result, Unanswered)
+                except Odd as problem:
+                    try:
+                        await patience.after(problem)
+                    except Unanswered:
+                        if not ended.error:
+                            raise
+                        raise Failed(f"The job failed. The API says: {answers.shown(ended.error, self._key)}.") from None
 
-    async def result(self, app: str, request_id: str) -> dict[str, Any]:
-        """What an ended job made.
-
-        Raises:
-            Unanswered: nobody can tell. RemoteError: why it made nothing.
-        """
-
-        def gateway(reply: aiohttp.ClientResponse) -> bool:
-            return reply.status in (502, 503, 504) and "x-fal-request-id" not in reply.headers  # else it is the job's own end
-
-        return await self._ask_until(self._job(app, request_id), lambda answer: True, gateway)
-
-    async def cancel(self, app: str, request_id: str) -> None:
-        """Take a job back. That it has ended already, or that nobody answers, is fine: the caller is leaving."""
-        with suppress(aiohttp.ClientError, asyncio.TimeoutError):
-            async with self._session() as session, session.put(f"{self._job(app, request_id)}/cancel", headers=self._auth()):
-                pass
+    async def cancel(self, app: str, request_id: str) -> bool:
+        """Take a job back; whether the API has said that it will. Takes no longer than `Pace.cancel`."""
+        try:
+            async with self._session() as session:
+                url = f"{self._job(app, request_id)}/cancel"
+                return (await self._ask(session, "PUT", url, within=self.pace.cancel)).good
+        except Odd:
+            return False
 
     def _job(self, app: str, request_id: str) -> str:
         """Built here and not taken from an answer: the key goes to no host that an answer names."""
-        if not re.fullmatch(r"[\w-]{8,80}", request_id):
+        if not re.fullmatch(answers.REQUEST_ID, request_id):
             raise InputError(f'"{request_id[:80]}" is not a request id.')
-        return f"{self._bases['queue']}/{app}/requests/{request_id}"
+        owner_and_name = "/".join(app.split("/")[:2])
+        return f"{self._bases['queue']}/{owner_and_name}/requests/{request_id}"
 
     # Talking
 
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[aiohttp.ClientSession]:
-        timeout = aiohttp.ClientTimeout(total=None, connect=30, sock_read=120)
-        async with aiohttp.ClientSession(timeout=timeout, headers={"User-Agent": "trellis-core"}) as session:
+        async with wire.session() as session:
             yield session
 
-    def _auth(self) -> dict[str, str]:
-        return {"Authorization": f"Key {self._key}"} if self._key else {}
+    async def _ask(
+        self, session: aiohttp.ClientSession, method: str, url: str, *, within: float | None = None, **body: Any
+    ) -> Answer:
+        headers = {"Authorization": f"Key {self._key}"} if self._key else {}
+        return await wire.ask(session, method, url, within=within or self.pace.answer, headers=headers, **body)
 
-    async def _ask(self, session: aiohttp.ClientSession, method: str, url: str, **more: Any) -> Any:
-        async with session.request(method, url, headers=self._auth(), allow_redirects=False, **more) as reply:
-            return await self._checked(reply)
+    def _good(self, answer: Answer, kind: type[answers.T], refused: type[RemoteError] = RemoteError) -> answers.T:
+        """What a good answer holds; a refusal of the key, which says nothing of a job, becomes `refused`."""
+        if answer.status in (401, 402, 403) and answer.detail is not None:
+            raise answers.in_words(answer, self._key, refused)
+        if kind is answers.UploadPlace:
+            self._check(answer)
+        return answers.value_of(answer, kind)
 
-    async def _ask_until(
-        self, url: str, enough: Callable[[Any], bool], stumbled: Callable[[aiohttp.ClientResponse], bool]
-    ) -> Any:
-        """The first answer that is enough; a server that stumbles is asked again for a while."""
-        loop = asyncio.get_running_loop()
-        heard, pause = loop.time(), POLL_SECONDS
-        async with self._session() as session:
-            while True:
-                try:
-                    async with session.get(url, headers=self._auth(), allow_redirects=False) as reply:
-                        if reply.status == 429 or stumbled(reply):
-                            raise _Stumbled(f"status {reply.status}")
-                        answer = await self._checked(reply)
-                    if enough(answer):
-                        return answer
-                    heard, pause = loop.time(), POLL_SECONDS
-                except (_Stumbled, aiohttp.ClientError, asyncio.TimeoutError) as error:
-                    if loop.time() - heard > PATIENCE:
-                        raise Unanswered(
-                            f"The API has not answered for {PATIENCE:.0f} seconds ({scrub(str(error), self._key)}). The job "
-                            "may go on: run this again, and it is found by its inputs or by its request id."
-                        ) from None
-                    pause = min(2 * pause, 10.0)
-                await asyncio.sleep(pause)
-
-    async def _checked(self, reply: aiohttp.ClientResponse) -> Any:
-        try:
-            body = await reply.json(content_type=None)
-        except (ValueError, UnicodeDecodeError):
-            body = None
-        if not 200 <= reply.status < 300:
-            raise _in_words(reply.status, body, self._key)
-        return body
+    def _check(self, answer: Answer) -> None:
+        """Raise what a file was refused with: `RemoteError` in the API's own words, else `Odd`."""
+        if answers.is_refusal(answer) and not answers.retry_after(answer.headers):
+            raise answers.in_words(answer, self._key)
+        if not answer.good:
+            raise answers.odd(answer)
 
 
-class _Stumbled(Exception):
-    """An answer that may be another one soon."""
+def is_inline(data: bytes, content_type: str) -> bool:
+    """Whether a file is small enough to travel inside the request."""
+    return len(data) <= INLINE and content_type.startswith("image/")
 
 
-def _state(status: Mapping[str, Any]) -> State:
-    logs = status.get("logs") or []
-    lines = [str(entry.get("message", "")) for entry in logs if isinstance(entry, dict)]
-    percents = [int(found[1]) for line in lines if (found := _PERCENT.match(line))]
-    fraction = min(max(percents), 100) / 100 if percents else None
-    return State(str(status.get("status")), status.get("queue_position"), fraction, lines[-1] if lines else "")
-
-
-def _in_words(status: int, body: Any, key: str) -> RemoteError:
-    """An error that a user can act on. Values that were sent are never repeated."""
-    detail = body.get("detail") if isinstance(body, dict) else None
-    if isinstance(detail, list):
-        entries = [entry for entry in detail if isinstance(entry, dict)]
-        fields = tuple((str((e.get("loc") or [""])[-1]), scrub(str(e.get("msg", "")), key)) for e in entries)
-        return RemoteError("The API refused: " + "; ".join(f"{name}: {text}" for name, text in fields) + ".", fields)
-    text = scrub(str(detail), key).rstrip(".") if detail else ""
-    said = f" It says: {text}." if text else ""
-    words = {
-        401: "The API does not know the key: check FAL_KEY, or enter the key again in the settings under TRELLIS.2.",
-        403: "The API refuses this account, most often because its balance is used up: top it up at fal.ai/dashboard/billing.",
-        404: "The API does not have this: the request id is wrong or too old, or the server lacks the endpoint.",
-        413: "The file is too large for the API.",
-        429: "The API is asked too much by this key: wait a moment, then run this again.",
-        499: "The job was cancelled.",
-        504: "The job did not start or end in time: run this again.",
-        507: "The server's storage is full.",
-    }
-    kind = Unanswered if status in (401, 403) else RemoteError  # a key that is refused says nothing of the job
-    plain = words.get(status) or ("The API has a problem of its own: run this again later." if status >= 500 else "")
-    return kind(f"{plain or f'The API answered {status}.'}{said}")
+def data_uri(data: bytes, content_type: str) -> str:
+    """A file as text."""
+    return f"data:{content_type};base64,{base64.b64encode(data).decode()}"
