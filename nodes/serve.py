@@ -11,6 +11,7 @@ import os
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
@@ -21,12 +22,13 @@ from .host import fal as host_fal
 from .sockets import File3D, glb_file, schema
 
 if TYPE_CHECKING:
-    from ..trellis_core.fal.service.jobs import Watch, Work
+    from ..trellis_core.fal.service.app import Service
+    from ..trellis_core.fal.service.work import Watch, Work
 
 SWITCH, WEIGHTS = "TRELLIS_SERVE", "TRELLIS_SERVE_WEIGHTS"
 PREFIX = "/fal"
 
-_waiting: dict[str, tuple[Work, Watch, asyncio.Future[dict[str, Any]]]] = {}
+_waiting: dict[str, tuple[Work, Watch, dict[str, Path], asyncio.Future[dict[str, Any]]]] = {}
 _service: Any = None
 
 
@@ -58,7 +60,7 @@ class FalJob(io.ComfyNode):
         entry = _waiting.get(request_id)
         if entry is None or _service is None:
             raise InputError("There is no such request: this node is for the fal API, which puts it into the queue itself.")
-        work, watch, future = entry
+        work, watch, fetched, future = entry
         run, loop = host.Run(cls), future.get_loop()
         watch.started()
 
@@ -81,7 +83,7 @@ class FalJob(io.ComfyNode):
             return result
 
         try:
-            answer = produce(keep, _service.reader, _service.store, work, watch)
+            answer = produce(keep, _service.reader, _service.store, work, watch, fetched)
         except BaseException as error:
             known = error if isinstance(error, Exception) else Cancelled("The request was stopped on the server.")
             loop.call_soon_threadsafe(_settle, future, known)
@@ -97,13 +99,21 @@ class PromptRunner:
 
     slots = None
 
-    def __init__(self, weights: str) -> None:
-        self._weights = weights
+    def __init__(self, weights: str, service: Service) -> None:
+        self._weights, self._service = weights, service
 
     async def run(self, work: Work, watch: Watch) -> dict[str, Any]:
+        reader = self._service.reader
+        fetched = await self._service.pools.downloads.run(work.owner, reader.fetch, work, watch.ctx)
+        try:
+            return await self._as_prompt(work, watch, fetched)
+        finally:
+            reader.discard(fetched)
+
+    async def _as_prompt(self, work: Work, watch: Watch, fetched: dict[str, Path]) -> dict[str, Any]:
         prompt_id = str(uuid.uuid4())
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        _waiting[work.request_id] = work, watch, future
+        _waiting[work.request_id] = work, watch, fetched, future
         inputs = {"request_id": work.request_id, "weights": self._weights}
         prompt = {"1": {"class_type": "TrellisCoreFalJob", "inputs": inputs, "_meta": {"title": f"fal {work.app}"}}}
         try:
@@ -134,7 +144,7 @@ def start_if_asked() -> None:
 
     global _service
     _service = Service(config_for(host_fal.listens_to(), host_fal.private_folder() / "serve", PREFIX))
-    host_fal.mount(_service, PromptRunner(os.environ.get(WEIGHTS, "mini")))
+    host_fal.mount(_service, PromptRunner(os.environ.get(WEIGHTS, "mini"), _service))
 
 
 def _settle(future: asyncio.Future[Any], outcome: Any) -> None:

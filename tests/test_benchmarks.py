@@ -81,7 +81,7 @@ def test_the_gpu_benchmark_has_the_cases_that_count() -> None:
         1024,
     )
     found = cases.surface(64, 9600)
-    assert 9600 <= len(found) < 10000 and len(cases.surface(128)) / 128**2 == pytest.approx(2.6, abs=0.3)  # spec F 4
+    assert 9600 <= len(found) < 10000 and len(cases.surface(128)) / 128**2 == pytest.approx(2.6, abs=0.3)
 
 
 def test_without_a_gpu_the_benchmark_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

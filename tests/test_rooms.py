@@ -4,6 +4,7 @@ inside functions too."""
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 HOST = {"comfy", "comfy_execution", "folder_paths", "server", "execution", "nodes", "app"}
 """Modules of ComfyUI that only nodes/host may see; `comfy_api`, which defines nodes, all of nodes/ may."""
 
-FLOOR = {"errors", "context", "values", "settings", "files", "fetch", "outside", "network_params"}
+FLOOR = {"errors", "context", "values", "settings", "files", "layers", "fetch", "outside", "network_params"}
 """Ground-floor modules that any room may use."""
 MESHES = {"ovoxel", "mesh", "texturing", "gltf", "asset", "preview", "reference"}
 BELOW = {
@@ -23,7 +24,7 @@ BELOW = {
     "sparse": {"kernels"},
     "flow": {"kernels"},
     "vae": {"sparse", "kernels"},
-    "image": {"flow"},
+    "image": set(),
     "ovoxel": {"sparse"},
     "mesh": {"ovoxel", "reference"},
     "texturing": {"mesh", "ovoxel"},
@@ -177,3 +178,10 @@ def test_importing_the_package_loads_neither_networks_nor_pillow() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_pages_that_the_code_cites_are_there() -> None:
+    files = [file for folder in ("trellis_core", "nodes", "tests") for file in (ROOT / folder).rglob("*.py")]
+    cited = {page for file in files for page in re.findall(r"docs/method/\w+\.md", file.read_text(encoding="utf-8"))}
+    assert "docs/method/networks.md" in cited
+    assert not {page for page in cited if not (ROOT / page).is_file()}

@@ -1,4 +1,4 @@
-"""Which networks belong together, and how to sample with them: a family (spec A 1.3).
+"""Which networks belong together, and how to sample with them: a family (docs/method/networks.md).
 
 A family is known from configs and file headers alone. Its networks are read one at a time, when a stage needs one, and
 let go after it.
@@ -261,7 +261,7 @@ def _locate(name_or_path: str | Path) -> Path:
 def _official(root: Path) -> Family:
     pipeline = read_pipeline(root)
     wanted = [role for role in (*DECODER.values(), *FLOW_STAGE) if pipeline.models.get(role)]
-    networks = {role: network_file(network_place(root, str(pipeline.models[role]))) for role in wanted}
+    networks: dict[str, NetworkFile] = {role: network_file(network_place(root, str(pipeline.models[role]))) for role in wanted}
     networks[IMAGE_ROLE] = image_encoder_file(encoder_place(root, pipeline.image_encoder))
     entries = {stage: getattr(pipeline, key) or SamplerEntry() for stage, key in SAMPLER_KEY.items()}
     samplers = {stage: Sampler(e.args.sigma_min, e.params.model_dump(exclude_none=True)) for stage, e in entries.items()}

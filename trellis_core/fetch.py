@@ -1,8 +1,8 @@
 """Files from addresses that strangers give: public hosts only, limited in size and time, never more than asked for.
 
-A service that loads what a caller names must not become the caller's way into its network (spec E 4). So every address
-that a host name stands for has to be a public one, the connection goes to exactly the address that was checked, and every
-redirect is checked again. Proxies named in the environment are not used, and no credentials are ever sent.
+A service that loads what a caller names must not become the caller's way into its network (docs/method/fal.md). So every
+address that a host name stands for has to be a public one, the connection goes to exactly the address that was checked,
+and every redirect is checked again. Proxies named in the environment are not used, and no credentials are ever sent.
 """
 
 from __future__ import annotations

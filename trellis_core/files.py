@@ -84,7 +84,7 @@ def replacing(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[Path]
         yield draft
         _sync(draft)
         os.replace(draft, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise _said(path, error) from error
     finally:
@@ -231,7 +231,7 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a renaming last; on Windows, and on file systems that cannot, it lasts without."""
     if os.name == "nt":
         return

@@ -35,6 +35,8 @@ def glimpse(family: Family, estimate: Estimate, ctx: RunContext) -> Image.Image 
         with family.network(STRUCTURE_DECODER, ctx, latent[0, 0].numel()) as decoder:
             logits = decoder(latent)
         coords, grid = active_voxels(logits, logits.shape[-1]), logits.shape[-1]
+    elif estimate.coords is None:
+        return None
     else:
         first = estimate.coords[:, 0] == 0
         rows = estimate.coords[first]

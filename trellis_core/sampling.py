@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def sampler_values(settings: GenerationSettings, stage: str, recommended: Mappin
     """The settings that sample `stage` ("structure", "shape" or "texture"), by name: each as it is used.
 
     `recommended` are the sampler `params` of a family's pipeline.json; they stand in for settings that the user did not give,
-    as in the original program (spec A 6).
+    as in the original program (docs/method/sampling.md).
     """
     used: dict[str, Any] = {}
     for key, endings in SAMPLER_FIELDS.items():
@@ -68,7 +69,7 @@ def sampler_params(settings: GenerationSettings, stage: str, recommended: Mappin
     """How to sample `stage`; see `sampler_values`."""
     used = sampler_values(settings, stage, recommended)
     groups = {key: [used[f"{STAGE_PREFIX[stage]}_{end}"] for end in ends] for key, ends in SAMPLER_FIELDS.items()}
-    values = {key: tuple(group) if len(group) > 1 else group[0] for key, group in groups.items()}
+    values: dict[str, Any] = {key: tuple(group) if len(group) > 1 else group[0] for key, group in groups.items()}
     return SamplerParams(**values, step_caching=settings.step_caching)
 
 
@@ -135,7 +136,7 @@ class LatentSampling:
                 cond = tokens[index % len(tokens)][None].to(ctx.device)
                 beside = None if known is None else known[rows].to(ctx.device)
                 start = torch.randn(len(one), width, generator=self.noise[index])
-                on_step = self.watch and (lambda i, x, x0: self._show(i + 1, params.steps, x0, one, grid))
+                on_step = self.watch and partial(self._show, self.watch, params.steps, one, grid)
 
                 def go(ctx: RunContext) -> Tensor:
                     ready = prepare_slat(flow, one, cond, times, beside, ctx)
@@ -145,9 +146,9 @@ class LatentSampling:
 
             return torch.cat([walk(part, index) for index, part in enumerate(ctx.part(LOADED, 1.0).split(len(items)))])
 
-    def _show(self, step: int, steps: int, estimate: Tensor, coords: Tensor, grid: int) -> None:
+    def _show(self, watch: Watch, steps: int, coords: Tensor, grid: int, step: int, _x: Tensor, estimate: Tensor) -> None:
         norm = self.family.shape_norm if self.stage == "shape" else self.family.texture_norm
-        self.watch(Estimate(self.stage, step, steps, norm.undo(estimate), coords, grid))
+        watch(Estimate(self.stage, step + 1, steps, norm.undo(estimate), coords, grid))
 
 
 def rows_of(coords: Tensor, index: int) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,9 @@
 """Every knob of a generation, its default and its range, once.
 
 Names, defaults and ranges are those of the hosted endpoints `fal-ai/trellis-2`, `…/multi`, `…/retexture` and
-`fal-ai/trellis-2-lora` (spec E 2, H 4); `GenerationSettings` is the union of all, `fal.endpoints.ENDPOINTS` says which of them
-speaks which field. The graph nodes, the command line and the service are generated from the fields' types and descriptions.
+`fal-ai/trellis-2-lora` (docs/method/fal.md); `GenerationSettings` is the union of all, `fal.endpoints.ENDPOINTS` says which of
+them speaks which field. The graph nodes, the command line and the service are generated from the fields' types and
+descriptions.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The six calls from a picture to an asset, each from values to values (spec A 7.1).
+"""The six calls from a picture to an asset, each from values to values (docs/method/sampling.md).
 
     condition -> sample_structure -> sample_shape -> sample_texture -> decode -> make_asset
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -183,7 +183,7 @@ def sample_shape(
 def refine_coords(
     fine: Tensor, family: Family, low: int, model: int, resolution: int, max_num_tokens: int
 ) -> tuple[Tensor, int]:
-    """Latent voxels of the refined shape, and the resolution they decode to (spec A 7.1, step 4).
+    """Latent voxels of the refined shape, and the resolution they decode to (docs/method/sampling.md, step 4).
 
     Args:
         fine: int32 [M, 4] voxels of the decoded `low` scale.
@@ -227,10 +227,14 @@ def texture_route(family: Family, shape: Shape) -> Route:
     return Route(None, scale, scale)
 
 
+@overload
+def decode(family: Family, shape: Shape, texture: Texture, *, ctx: RunContext = ...) -> list[tuple[Mesh, PbrVoxels]]: ...
+@overload
+def decode(family: Family, shape: Shape, texture: None, *, ctx: RunContext = ...) -> list[tuple[Mesh, None]]: ...
 @torch.no_grad()
 def decode(
     family: Family, shape: Shape, texture: Texture | None, *, ctx: RunContext = QUIET
-) -> list[tuple[Mesh, PbrVoxels | None]]:
+) -> list[tuple[Mesh, PbrVoxels]] | list[tuple[Mesh, None]]:
     """Turn latents into triangles and a sparse volume of PBR attributes, one pair per sample.
 
     Without a texture there are triangles only.
@@ -245,8 +249,8 @@ def decode(
         for (coords, rows), part in zip(items, ctx.part(0.1, 0.45).split(shape.samples), strict=True):
             latent = shape.feats[rows].to(ctx.device), coords.to(ctx.device)
             decoding = recovering(part, lambda c: decoder(*latent, ctx=c))  # noqa: B023
-            heads = [head.cpu() for head in dual_grid_heads(decoding.raw, decoder.params.voxel_margin)]
-            surfaces.append((decoding.coords[:, 1:].cpu().contiguous(), heads))
+            found = decoding.coords[:, 1:].contiguous(), *dual_grid_heads(decoding.raw, decoder.params.voxel_margin)
+            surfaces.append([tensor.cpu() for tensor in found])
             guides.append(decoding.subdivisions)
             del decoding  # on the device the rest of it would lie beside the painting
     if texture is not None:
@@ -257,10 +261,11 @@ def decode(
                 raw, _ = recovering(part, lambda c: decoder(*latent, ctx=c))  # noqa: B023
                 attrs.append(0.5 * raw.float().cpu() + 0.5)
     pairs = []
-    for index, (voxels, heads) in enumerate(surfaces):
+    for index, (voxels, vertices, intersected, weights) in enumerate(surfaces):
         ctx.report(0.9 + 0.1 * index / shape.samples)
         used = _of_item(shape.made_with, index)
-        mesh = replace(dual_grid_to_mesh(voxels, *heads, shape.resolution), made_with=used)
+        mesh = dual_grid_to_mesh(voxels, vertices, intersected, weights, shape.resolution)
+        mesh = replace(mesh, made_with=used)
         if not len(mesh.faces):
             raise EmptyResultError(f"{_which(index, shape.samples, 'The shape')} has no surface. Try another seed.")
         painted = texture and PbrVoxels(voxels, attrs[index], shape.resolution, {**used, **texture.made_with})

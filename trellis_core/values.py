@@ -2,7 +2,7 @@
 
 Object space is the cube [-0.5, 0.5]^3, z up. Voxel (x, y, z) of a grid of resolution R covers
 [x/R - 0.5, (x+1)/R - 0.5) per axis. Sparse coordinates are int32 rows (sample, x, y, z) in
-lexicographic order, the rows of one sample contiguous (spec A notation, B 0).
+lexicographic order, the rows of one sample contiguous (docs/method/index.md).
 
 `made_with` travels along: every setting that a value was made with, by its name in `GenerationSettings`, as used.
 """

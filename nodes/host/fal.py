@@ -12,8 +12,10 @@ import folder_paths
 
 from ...trellis_core.errors import InputError
 from ...trellis_core.fal.open_requests import Notebook
+from ...trellis_core.outside import parse_object
 
 T = TypeVar("T")
+MAX_KEY_BODY = 1 << 16
 LISTEN = 0.25
 """Seconds between looks at the Stop button."""
 
@@ -47,10 +49,15 @@ def stop() -> None:
 
 
 def add_key_route() -> None:
-    """The settings panel's way to the keys: they can be set and never read."""
+    """The settings panel's way to the keys: they can be set and never read, and by no page but the host's own."""
     from aiohttp import web
+    from comfy.cli_args import args
     from server import PromptServer
 
+    from ...trellis_core.fal.errors import FalError
+    from ...trellis_core.fal.service.http import gate
+
+    allowed = (str(getattr(args, "enable_cors_header", None)).lower(),)
     routes = PromptServer.instance.routes
 
     @routes.get("/trellis2/fal_keys")
@@ -60,11 +67,16 @@ def add_key_route() -> None:
     @routes.post("/trellis2/fal_keys")
     async def keep(request: web.Request) -> web.Response:
         try:
-            body = await request.json()
+            gate.check_encoding(request)
+            gate.check_page(request, gate.own_host(request), allowed)
+            gate.check_type(request)
+            body = parse_object(await request.read(), "The body", raising=KeyError, max_bytes=MAX_KEY_BODY)
             server, key = body.get("server", ""), body["key"]
             if not isinstance(server, str) or not isinstance(key, str):
                 raise TypeError
             notebook().set_key(server, key.strip())
+        except FalError as error:
+            return web.json_response({"error": str(error)}, status=error.status)
         except (KeyError, TypeError, AttributeError):
             return web.json_response({"error": 'The body must be {"server": "", "key": "..."}.'}, status=400)
         except ValueError as error:

@@ -41,7 +41,7 @@ from . import gpu_cases as cases
 from .gpu_goals import goals
 
 GUIDED, UNGUIDED = {"structure": 10, "shape": 9, "texture": 0}, {"structure": 2, "shape": 3, "texture": 12}
-"""Steps of the usual settings inside and outside of the guidance interval: 22, 21 and 12 evaluations (spec F 4)."""
+"""Steps of the usual settings inside and outside of the guidance interval: 22, 21, 12 evaluations (docs/method/networks.md)."""
 Row = dict[str, Any]
 
 
@@ -267,7 +267,7 @@ def _decoder_name(sizes: cases.Sizes, grid: int) -> str:
 
 
 def decoder_flops(sizes: cases.Sizes, rows: list[int]) -> float:
-    """Of all existing pairs at 14.7 neighbours a voxel, and of the MLPs (spec F 3-4)."""
+    """Of all existing pairs at 14.7 neighbours a voxel, and of the MLPs (docs/method/decoders.md)."""
     width, total = sizes.decoder.model_channels, 0.0
     for level, (count, c) in enumerate(zip(rows, width, strict=True)):
         total += sizes.decoder.num_blocks[level] * count * (14.7 * c * c + 8 * c * c)

@@ -25,7 +25,7 @@ SHAPE = SLatFlowParams(
     mlp_ratio=5.3334, pe_mode="rope", share_mod=True, qk_rms_norm=True, qk_rms_norm_cross=True, dtype="bfloat16",
 )  # fmt: skip
 THICKNESS = 1.4
-"""Of surfaces, in voxels to each side: so thick are those of decoded objects, with 14.7 of 27 neighbours (spec F 3)."""
+"""Of surfaces, in voxels to each side: as of decoded objects, with 14.7 of 27 neighbours (docs/method/decoders.md)."""
 DECODER = SparseUnetVaeDecoderParams((1024, 512, 256, 128, 64), 32, (4, 16, 8, 4, 0), True, out_channels=6, pred_subdiv=False)
 
 
@@ -136,7 +136,7 @@ def surface_of_decoded(side: int) -> Tensor:
 
 
 def flow_flops(params: FlowParams, tokens: int, context: int, project: bool = True, look: bool = True) -> float:
-    """Multiplications and additions of one evaluation (spec F 4).
+    """Multiplications and additions of one evaluation (docs/method/decoders.md).
 
     Args:
         project: whether keys and values of the context are made anew.

@@ -11,6 +11,7 @@ import signal
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,9 @@ pytest.importorskip("starlette", reason="needs ray[serve]")
 
 from tests.helpers.fal_service import PIXELS, held_maker  # noqa: E402
 from trellis_core.fal.deploy_ray import RayRunner, deploy  # noqa: E402
-from trellis_core.fal.service.app import Service, ServiceConfig  # noqa: E402
+from trellis_core.fal.service.app import Service  # noqa: E402
+from trellis_core.fal.service.config import ServiceConfig  # noqa: E402
+from trellis_core.fal.service.http.spool import Spooled  # noqa: E402
 from trellis_core.fal.service.jobs import Job  # noqa: E402
 
 APP = "fal-ai/trellis-2"
@@ -52,10 +55,14 @@ def test_a_replica_dies_under_load_and_no_request_is_lost(tmp_path: Path) -> Non
 
         async def life() -> list[Job]:
             service = Service(ServiceConfig(tmp_path / "data"))
-            await service.open(RayRunner(handle, service.reader, service.store, 2))
-            send = service.queue.submit
-            jobs = [send(APP, "me", "http://x/fal", json.dumps(body | {"seed": n}).encode()) for n in range(JOBS)]
-            bad = send(APP, "me", "http://x/fal", json.dumps({"image_url": PIXELS, "resolution": 3}).encode())
+            await service.open(RayRunner(handle, service.reader, service.store, service.pools, 2))
+
+            async def send(values: dict[str, Any]) -> Job:
+                text = json.dumps(values).encode()
+                return await service.queue.submit(APP, "me", "http://x/fal", Spooled(len(text), "", text))
+
+            jobs = [await send(body | {"seed": n}) for n in range(JOBS)]
+            bad = await send({"image_url": PIXELS, "resolution": 3})
             while len(processes := list(seen.iterdir())) < 2:
                 await asyncio.sleep(0.05)
             os.kill(int(processes[0].name), signal.SIGKILL)  # both work on a job, the others wait

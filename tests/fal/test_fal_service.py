@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import base64
+import errno
 import http.client
 import json
+import os
 import socket
+import sqlite3
 import time
 import urllib.error
 import urllib.request
+import uuid
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,8 @@ from PIL import Image  # noqa: E402
 
 from tests.helpers.fal_service import GLB, KEY, OTHER_KEY, PICTURE, PIXELS, Gate, serving  # noqa: E402
 from trellis_core.errors import EmptyResultError  # noqa: E402
-from trellis_core.fal.service.app import Service, ServiceConfig  # noqa: E402
+from trellis_core.fal.service.app import Service  # noqa: E402
+from trellis_core.fal.service.config import Limits  # noqa: E402
 from trellis_core.fal.service.serve import config  # noqa: E402
 
 APP = "fal-ai/trellis-2-lora"
@@ -28,7 +33,7 @@ APP = "fal-ai/trellis-2-lora"
 
 def _call(method: str, url: str, body: Any = None, key: str | None = KEY, **headers: str) -> tuple[int, Any, Any]:
     """Status, body (JSON where it is), headers."""
-    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    headers = {"Content-Type": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
     if key:
         headers["Authorization"] = f"Key {key}"
     data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
@@ -96,7 +101,7 @@ def test_files_of_this_service_are_read_without_the_network_and_only_by_their_id
     with serving(tmp_path, gate) as (base, service):
         stored = service.store.put_bytes(base64.b64decode(PICTURE), "p.png", "image/png")
         assert _end(base, _submit(base, image_url=base + stored.address))[0] == 200
-        (tmp_path / "files" / "secret.png").write_bytes(base64.b64decode(PICTURE))
+        (tmp_path / "content" / "secret.png").write_bytes(base64.b64decode(PICTURE))
         for path in ("/cdn/files/../secret.png", "/cdn/files/secret.png/secret.png", "/rest/.well-known/jwks.json"):
             assert _end(base, _submit(base, image_url=base + path))[0] == 422
             assert _call("GET", base + path.replace("/rest/.well-known/jwks.json", "/cdn/files/..%2fsecret"))[0] == 404
@@ -125,12 +130,11 @@ def test_what_the_body_may_be(tmp_path: Path) -> None:
         assert _call("POST", f"{base}/queue/{APP}?fal_webhook=file:///a", {})[0] == 400
 
 
-def test_bodies_have_a_largest_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trellis_core.fal.service import app as service
-
-    monkeypatch.setattr(service, "MAX_BODY", 1000)
-    with serving(tmp_path) as (base, _):
-        assert _call("POST", f"{base}/queue/{APP}", b" " * 1001)[0] == 413
+def test_bodies_have_a_largest_size(tmp_path: Path) -> None:
+    with serving(tmp_path, limits=Limits(data_uri=1000, json=1000)) as (base, service):
+        most = service.config.limits.body
+        assert _call("POST", f"{base}/queue/{APP}", b" " * (most + 1))[0] == 413
+        assert service.accounts.total == 0
 
 
 def test_strangers(tmp_path: Path) -> None:
@@ -221,7 +225,7 @@ def test_a_client_that_goes_away_takes_its_sync_run_back(tmp_path: Path) -> None
         host, port = base.removeprefix("http://").split("/")[0].split(":")
         body = json.dumps({"image_url": PIXELS}).encode()
         head = f"POST /fal/run/{APP} HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: Key {KEY}\r\n"
-        head += f"Content-Length: {len(body)}\r\n\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         with socket.create_connection((host, int(port))) as client:
             client.sendall(head.encode() + body)
             gate.began.acquire()
@@ -245,7 +249,7 @@ def _half_sent(base: str, service: Service, request: bytes) -> socket.socket:
     host, port = base.split("/")[2].split(":")
     client = socket.create_connection((host, int(port)))
     client.sendall(request)
-    _until(lambda: service.store.used == len("half"))
+    _until(lambda: service.accounts.total == len("half"))
     return client
 
 
@@ -261,25 +265,22 @@ def test_half_sent_uploads_leave_nothing(tmp_path: Path) -> None:
         upload, found, request = _upload_address(base)
         assert found.endswith("/a_b")
         _half_sent(base, service, request).close()
-        _until(lambda: not service.store.used and not list((tmp_path / "files").iterdir()))
+        _until(lambda: not service.accounts.total and not list((tmp_path / "spool").iterdir()))
         assert _call("PUT", upload, b"whole", key=None)[0] == 200
         assert _call("PUT", upload, b"again", key=None)[0] == 400
         assert _call("PUT", upload.replace("image%2Fpng", "text%2Fhtml"), b"x", key=None)[0] == 401
         assert _call("GET", found, key=None)[1] == b"whole"
 
 
-def test_an_upload_that_hangs_does_not_block_its_repetition_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trellis_core.fal.service import routes
-
-    monkeypatch.setattr(routes, "SILENCE", 1.0)
-    with serving(tmp_path) as (base, service):
+def test_an_upload_that_hangs_does_not_block_its_repetition_and_ends(tmp_path: Path) -> None:
+    with serving(tmp_path, limits=Limits(silence_seconds=1.0)) as (base, service):
         upload, found, request = _upload_address(base)
         with _half_sent(base, service, request) as hanging:
             assert _call("PUT", upload, b"whole", key=None)[0] == 200
             hanging.settimeout(60)
             assert hanging.recv(1000).startswith(b"HTTP/1.1 400")
-        _until(lambda: service.store.used == len(b"whole"))
-        assert sorted(p.suffix for p in (tmp_path / "files").iterdir()) == ["", ".json"]
+        _until(lambda: service.accounts.total == len(b"whole"))
+        assert len(list((tmp_path / "content").iterdir())) == 1 and not list((tmp_path / "spool").iterdir())
         assert _call("GET", found, key=None)[1] == b"whole"
 
 
@@ -293,7 +294,7 @@ def test_files_that_could_be_pages_are_only_saved(tmp_path: Path) -> None:
 
 
 def test_the_quota_and_expiry(tmp_path: Path) -> None:
-    with serving(tmp_path, quota=100_000) as (base, service):
+    with serving(tmp_path, quota=100_000, keys=(KEY,)) as (base, service):
         token = _call("POST", f"{base}/rest/storage/auth/token")[1]["token"]
 
         def upload(size: int, keep: str = "{}") -> tuple[int, Any, Any]:
@@ -306,23 +307,24 @@ def test_the_quota_and_expiry(tmp_path: Path) -> None:
         assert gone[0] == 200 and _call("GET", gone[1]["access_url"])[0] == 404
         assert upload(90_000)[0] == 200  # the expired one made room
         assert upload(90_000)[0] == 507
-        assert service.store.used == 90_000
+        assert service.accounts.total == 90_000
         assert _call("POST", f"{base}/queue/{APP}", b" " * 20_000)[0] == 507
 
 
-def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import errno
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_a_disk_that_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    from trellis_core.fal.service.state import records
 
     with serving(tmp_path) as (base, service):
 
         def full(*_: Any, **__: Any) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(number, os.strerror(number))
 
-        monkeypatch.setattr(Path, "write_bytes", full)
+        monkeypatch.setattr(records, "insert", full)
         status, body, _ = _call("POST", f"{base}/queue/{APP}", {"image_url": PIXELS})
-        assert status == 507 and "full" in body["detail"]
+        assert status == 507 and ("full" if number == errno.ENOSPC else "write") in body["detail"]
         monkeypatch.undo()
-        assert service.store.used == 0
+        assert service.accounts.total == 0
         assert _end(base, _submit(base))[0] == 200
 
 
@@ -344,7 +346,7 @@ def test_jobs_survive_a_restart(tmp_path: Path) -> None:
 
 
 def test_a_restart_keeps_how_long_jobs_may_wait_and_sweeps_what_was_half_written(tmp_path: Path) -> None:
-    gate, jobs = Gate(closed=True), tmp_path / "jobs"
+    gate = Gate(closed=True)
     with serving(tmp_path, gate) as (base, _):
         _submit(base)
         gate.began.acquire()
@@ -352,15 +354,15 @@ def test_a_restart_keeps_how_long_jobs_may_wait_and_sweeps_what_was_half_written
             _call("POST", f"{base}/queue/{APP}", {"image_url": PIXELS}, X_Fal_Request_Timeout="900")[1]["request_id"]
             for _ in "ab"
         )
-    record = json.loads((jobs / f"{late}.job").read_text())
-    (jobs / f"{late}.job").write_text(json.dumps(record | {"start_by": record["created"] + 0.001}))
-    for left in ("x.draft", "y.input"):
-        (jobs / left).touch()
+    with sqlite3.connect(tmp_path / "state.sqlite") as database:
+        database.execute("UPDATE jobs SET start_by = created + 0.001 WHERE id = ?", (late,))
+    (tmp_path / "spool" / "half").touch()
+    (tmp_path / "inputs" / str(uuid.uuid4())).touch()
     with serving(tmp_path) as (base, _):
         status, _, headers = _end(base, late)
         assert status == 504 and headers["x-fal-request-timeout-type"] == "user"
         assert _end(base, early)[0] == 200
-        assert sorted(p.suffix for p in jobs.iterdir()) == [".job"] * 3
+        assert not list((tmp_path / "spool").iterdir()) and not list((tmp_path / "inputs").iterdir())
 
 
 def test_low_priority_waits_and_the_line_has_an_end(tmp_path: Path) -> None:
@@ -390,8 +392,8 @@ def test_two_hundred_jobs_end_in_their_order_with_their_own_results(tmp_path: Pa
         gate.open()
         assert [_end(base, request_id)[1]["seed"] for request_id in reversed(ids)] == list(reversed(range(200)))
         assert [inputs.settings.seed for inputs in gate.seen] == list(range(200))
-        assert not list((tmp_path / "scratch").iterdir()) and not list((tmp_path / "jobs").glob("*.input"))
-        assert service.store.used == 200 * len(GLB)
+        assert not list((tmp_path / "scratch").iterdir()) and not list((tmp_path / "inputs").iterdir())
+        assert service.accounts.total == 200 * len(GLB) and len(list((tmp_path / "content").iterdir())) == 1
 
 
 def test_webhooks_to_hosts_that_are_down_or_private_harm_nothing(tmp_path: Path) -> None:
@@ -410,7 +412,8 @@ def test_webhooks_to_hosts_that_are_down_or_private_harm_nothing(tmp_path: Path)
 
 
 def test_secrets_are_for_this_user_alone(tmp_path: Path) -> None:
-    Service(ServiceConfig(tmp_path / "data", (KEY,)))
+    with serving(tmp_path / "data"):
+        pass
     assert (tmp_path / "data").stat().st_mode & 0o077 == 0
     assert (tmp_path / "data" / "secret").stat().st_mode & 0o077 == 0
     assert KEY.encode() not in b"".join(p.read_bytes() for p in (tmp_path / "data").rglob("*") if p.is_file())

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from trellis_core.context import RunContext
-from trellis_core.fal.service.app import Service, ServiceConfig
+from trellis_core.fal.service.app import Service
+from trellis_core.fal.service.config import ServiceConfig
 from trellis_core.fal.service.inputs import Inputs
 from trellis_core.fal.service.local import LocalRunner, Made
 from trellis_core.fal.service.serve import running
@@ -74,8 +75,8 @@ def serving(folder: Path, make: Any = None, slots: int = 1, **options: Any) -> I
     up, loop = threading.Event(), asyncio.new_event_loop()
 
     async def main() -> None:
-        service = Service(ServiceConfig(folder, **options))
-        runner = LocalRunner(make or Gate(), service.reader, service.store, slots)
+        service = Service(ServiceConfig(folder, slots=slots, **options))
+        runner = LocalRunner(make or Gate(), service.reader, service.store, service.pools)
         async with running(service, runner, "127.0.0.1", 0) as url:
             found.update(url=url, service=service, stop=asyncio.Event())
             up.set()

@@ -1,4 +1,4 @@
-"""From a decoded mesh and its PBR voxels to a finished, textured asset: our default way (spec F 1).
+"""From a decoded mesh and its PBR voxels to a finished, textured asset: our default way (docs/method/mesh.md).
 
 (remesh) - clean - decimate - unwrap - bake - write.
 """

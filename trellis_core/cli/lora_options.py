@@ -52,7 +52,7 @@ def add_generate_options(generate: argparse.ArgumentParser) -> None:
 
 
 def add_train_command(commands: argparse._SubParsersAction) -> None:
-    """Add `train-lora`; ranges and defaults are those of the hosted trainer (spec E 2.4)."""
+    """Add `train-lora`; ranges and defaults are those of the hosted trainer (docs/method/fal.md)."""
     train = commands.add_parser("train-lora", help="train LoRAs on your own models (needs the `lora` extra)")
     train.add_argument(
         "--data", type=Path, required=True, metavar="FOLDER|ZIP", help="models, with pictures beside them or not"

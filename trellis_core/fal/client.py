@@ -1,4 +1,4 @@
-"""A client of the hosted endpoints, and of servers that speak like them (spec E 1, 4).
+"""A client of the hosted endpoints, and of servers that speak like them (docs/method/fal.md).
 
 The official client serves for none of it: it submits up to ten times, sends the key to whatever host an answer names, leaves
 the job running when it is stopped, and uploads to addresses that cannot be set. Here the key goes to the API's own hosts and

@@ -17,10 +17,10 @@ from fastapi import HTTPException
 from trellis_core.context import QUIET
 from trellis_core.fal.endpoints import LORA_ENDPOINT, PLAIN_ENDPOINT, payload_model, result
 from trellis_core.fal.errors import FalError
-from trellis_core.fal.service.inputs import Limits, Reader
-from trellis_core.fal.service.jobs import Work
+from trellis_core.fal.service.config import Limits
+from trellis_core.fal.service.inputs import Reader
 from trellis_core.fal.service.local import maker
-from trellis_core.fal.service.store import FileStore
+from trellis_core.fal.service.work import Work
 from trellis_core.family import load_family
 from trellis_core.image.matting import load_rembg
 
@@ -39,8 +39,7 @@ class Trellis(fal.App, keep_alive=300, min_concurrency=0, max_concurrency=8):  #
     def setup(self) -> None:
         """Once for each worker."""
         scratch = Path(tempfile.mkdtemp())
-        self._reader = Reader(FileStore(scratch / "files", 0, 0.0), scratch, Limits(), ())
-        self._scratch = scratch
+        self._reader = Reader(None, scratch, Limits(), ())
         self._make = maker(load_family(WEIGHTS), load_rembg(), "cuda")
 
     @fal.endpoint("/")
@@ -54,15 +53,13 @@ class Trellis(fal.App, keep_alive=300, min_concurrency=0, max_concurrency=8):  #
         return self._work(LORA_ENDPOINT, request)
 
     def _work(self, app: str, request: Any) -> dict[str, Any]:
-        body = self._scratch / f"{os.urandom(8).hex()}.json"
-        body.write_text(request.model_dump_json(exclude_unset=True))
+        body = request.model_dump_json(exclude_unset=True).encode()
+        work = Work(os.urandom(8).hex(), app, lambda: body, "https://nowhere.invalid")
         watch = SimpleNamespace(ctx=QUIET, log=print)
         try:
-            inputs = self._reader.read(Work(body.stem, app, body, "https://nowhere.invalid"), watch)
+            inputs = self._reader.read(work, watch, self._reader.fetch(work, QUIET))
         except FalError as error:
             raise HTTPException(error.status, error.detail) from None
-        finally:
-            body.unlink()
         try:
             made = self._make(inputs, QUIET)
         finally:

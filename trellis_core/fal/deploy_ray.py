@@ -15,6 +15,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ..context import RunContext
@@ -22,10 +23,11 @@ from ..errors import Cancelled, TrellisError
 from ..family import load_family
 from ..image.matting import key_plain_background
 from .service.inputs import Inputs, Reader
-from .service.jobs import Watch, Work
-from .service.local import Made, Make, answer_for, maker
+from .service.local import Made, Make, answer_for, maker, room_kept
+from .service.pools import Pools
 from .service.serve import add_arguments, config, serve
-from .service.store import FileStore
+from .service.state.files import FileStore
+from .service.work import Watch, Work
 
 TRIES = 5
 """Replicas that may die under one job before it is given up."""
@@ -70,19 +72,32 @@ class Replica:
 class RayRunner:
     """Hands jobs to a Ray Serve application of `Replica`s; `slots` at a time are on their way."""
 
-    def __init__(self, handle: Any, reader: Reader, store: FileStore, slots: int) -> None:
-        self._handle, self._reader, self._store, self.slots = handle.options(stream=True), reader, store, slots
+    def __init__(self, handle: Any, reader: Reader, store: FileStore, pools: Pools, slots: int) -> None:
+        self._handle, self._reader, self._store, self._pools = handle.options(stream=True), reader, store, pools
+        self.slots = slots
 
     async def run(self, work: Work, watch: Watch) -> dict[str, Any]:
-        inputs = await asyncio.to_thread(self._reader.read, work, watch)
+        async with watch.aside():
+            fetched = await self._pools.downloads.run(work.owner, self._reader.fetch, work, watch.ctx)
         try:
-            loras = {field: path.read_bytes() for field, path in inputs.loras.items()}
+            inputs, loras = await self._pools.work.run("", self._read, work, watch, fetched)
+        finally:
+            self._reader.discard(fetched)
+        with room_kept(work, inputs, self._store):
+            made = await self._with_patience(inputs, loras, watch)
+            return await self._pools.storage.run(work.owner, answer_for, work, inputs, made, self._store)
+
+    def _read(self, work: Work, watch: Watch, fetched: dict[str, Path]) -> tuple[Inputs, dict[str, bytes]]:
+        inputs = self._reader.read(work, watch, fetched)
+        try:
+            return inputs, {field: path.read_bytes() for field, path in inputs.loras.items()}
         finally:
             self._reader.discard(inputs.loras)
+
+    async def _with_patience(self, inputs: Inputs, loras: dict[str, bytes], watch: Watch) -> Made:
         for attempt in range(1, TRIES + 1):
             try:
-                made = await self._made(inputs, loras, watch)
-                return await asyncio.to_thread(answer_for, work, inputs, made, self._store)
+                return await self._made(inputs, loras, watch)
             except _died():
                 if attempt == TRIES:
                     raise
@@ -143,7 +158,7 @@ def main() -> None:
     service = Service(config(options))
     ray.init()  # the cluster that RAY_ADDRESS names, else one of this machine alone
     handle = deploy(partial(replica_maker, options.weights, options.device), int(low), int(high or low), options.gpus)
-    runner = RayRunner(handle, service.reader, service.store, int(high or low))
+    runner = RayRunner(handle, service.reader, service.store, service.pools, int(high or low))
     asyncio.run(serve(service, runner, options.host, options.port))
 
 

@@ -1,4 +1,4 @@
-"""What the endpoints take and give: their fields as a checked model, their result, their OpenAPI document (spec E 2)."""
+"""What the endpoints take and give: fields as a checked model, result, OpenAPI document (docs/method/fal.md)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from ..settings import (
     GenerationSettings,
     number_from_text,
 )
-from .errors import FalError, echo, validation_errors
+from .body import MAX_JSON, Body, split
+from .errors import FalError, validation_errors
 
 PLAIN_ENDPOINT = "fal-ai/trellis-2"
 LORA_ENDPOINT = "fal-ai/trellis-2-lora"
@@ -118,40 +119,23 @@ def payload_model(app: str) -> type[BaseModel]:
     return create_model(title, __config__=config, **fields)
 
 
-def check_payload(app: str, body: bytes) -> tuple[GenerationSettings, list[str]]:
+def check_payload(app: str, body: bytes | Body) -> tuple[GenerationSettings, list[str]]:
     """The settings in a request's body, and the names in it that mean nothing to the endpoint.
 
     Raises:
         FalError: 422 with every field that is wrong.
     """
-    values = read_json(body)
+    body = split(body) if isinstance(body, bytes) else body
+    values = body.read(MAX_JSON)
     try:
         checked = payload_model(app).model_validate(values)
     except ValidationError as error:
-        raise FalError(422, [{**entry, "input": echo(entry["input"])} for entry in _plain(validation_errors(error))]) from None
+        faults = [{**entry, "input": body.shown(entry["input"])} for entry in _plain(validation_errors(error))]
+        raise FalError(422, faults) from None
     given = {name: getattr(checked, name) for name in checked.model_fields_set} | {
         name: getattr(checked, name) for name in ENDPOINTS[app].defaults
     }
     return GenerationSettings(**given), sorted(set(values) - set(type(checked).model_fields))
-
-
-def read_json(body: bytes) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        FalError: 422, it is something else.
-    """
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        values = json.loads(body, parse_constant=refuse)
-    except (ValueError, RecursionError):
-        raise FalError(422, [{"loc": ["body"], "msg": "The body is not valid JSON.", "type": "json_invalid"}]) from None
-    if not isinstance(values, dict):
-        raise FalError(422, [{"loc": ["body"], "msg": "The body must be a JSON object.", "type": "dict_type"}])
-    return values
 
 
 def result(app: str, settings: GenerationSettings, seed: int, file: Mapping[str, Any]) -> dict[str, Any]:

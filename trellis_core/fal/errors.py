@@ -1,4 +1,4 @@
-"""Errors as the hosted endpoints word them (spec E 1.4)."""
+"""Errors as the hosted endpoints word them (docs/method/fal.md)."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def echo(value: Any) -> Any:
 
 
 def validation_errors(error: ValidationError) -> list[dict[str, Any]]:
-    """A validation error in the form of the hosted endpoints' 422 body (spec E 1.4): loc, msg, type, input and ctx."""
+    """A validation error in the form of the hosted endpoints' 422 body (docs/method/fal.md): loc, msg, type, input and ctx."""
     return [
         {
             "loc": ["body", *e["loc"]], "msg": e["msg"], "type": e["type"], "input": e["input"],

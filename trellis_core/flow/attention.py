@@ -69,8 +69,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, queries: Batch, context: Batch) -> T
     if queries.is_even and context.is_even:
         return choice.kernel(q, k, v).flatten(-2)
     if choice.ragged is not None:
-        rows = (x.flatten(0, 1) if batch.is_even else x for x, batch in ((q, queries), (k, context), (v, context)))
-        return queries.fold(choice.ragged(*rows, queries, context).flatten(-2))
+        q, k, v = (x.flatten(0, 1) if batch.is_even else x for x, batch in ((q, queries), (k, context), (v, context)))
+        return queries.fold(choice.ragged(q, k, v, queries, context).flatten(-2))
     samples = zip(queries.split(q), context.split(k), context.split(v), strict=True)
     outs = [choice.kernel(*(x[None] for x in sample))[0].flatten(-2) for sample in samples]
     return torch.stack(outs) if queries.is_even else torch.cat(outs)

@@ -1,4 +1,4 @@
-"""One layer of the flow transformers: modulated self-attention and MLP, cross-attention between them (spec A 3.2)."""
+"""One layer of the flow transformers: modulated self-attention and MLP, cross-attention between (docs/method/networks.md)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..layers import normal_parameter
 from .attention import Batch, attend
 from .fused import added_and_modulated, gated, heads, modulated, normed
-from .initialization import normal_parameter
 
 Phases = tuple[Tensor, Tensor]
 
@@ -144,4 +144,5 @@ class ModulatedTransformerCrossBlock(nn.Module):
 def _head_norms(wanted: bool, channels: int, heads: int, torso: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
     if not wanted:
         return nn.Identity(), nn.Identity()
-    return tuple(HeadNorm(heads, channels // heads, torso["device"]) for _ in "qk")
+    first, second = (HeadNorm(heads, channels // heads, torso["device"]) for _ in "qk")
+    return first, second

@@ -1,4 +1,4 @@
-"""What cross-attention looks at, in four forms that give the same numbers for different work (spec A 3.2).
+"""What cross-attention looks at, in four forms that give the same numbers for different work (docs/method/networks.md).
 
 `Tokens` is the plain form. The other three are exact shortcuts for sampling, where the context stays while the tokens
 change: `Kept` projects it once for all steps, `Nothing` is the answer to a context of zeros in closed form, `Both` puts the
@@ -23,6 +23,7 @@ class Context(Protocol):
 
     def seen(self, layer: ModulatedTransformerCrossBlock, index: int, h: Tensor, queries: Batch) -> Tensor:
         """What cross-attention of the layer with this index adds to its folded tokens h; broadcasts against h."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -52,14 +52,16 @@ class PreparedFlow:
     @property
     def both(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
         """For the sampler: the velocities with `cond` and with `neg` in one batch. None where that does not pay."""
-        return None if self.pair is None else self._both
-
-    def _both(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        if self.pair is None:
+            return None
         layout, context = self.pair
-        tokens = self.fold(x)
-        v = self.model.velocity(torch.cat((tokens, tokens)), layout, self._modulation(torch.cat((t, t))), context, self.ctx)
-        first, second = v.chunk(2)
-        return self.unfold(first), self.unfold(second)
+
+        def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            tokens, mod = self.fold(x), self._modulation(torch.cat((t, t)))
+            first, second = self.model.velocity(torch.cat((tokens, tokens)), layout, mod, context, self.ctx).chunk(2)
+            return self.unfold(first), self.unfold(second)
+
+        return both
 
     def _modulation(self, t: Tensor) -> Tensor:
         return self.modulations[float(t[0])].expand(len(t), -1)
@@ -126,5 +128,5 @@ def _doubled(layout: Layout) -> Layout:
         """Positions that even samples share need no copy."""
         return x if layout.batch.is_even and x.shape[0] != len(layout.batch.lengths) else torch.cat((x, x))
 
-    phases = layout.phases and tuple(map(twice, layout.phases))
-    return Layout(batch, phases, None if layout.added is None else twice(layout.added))
+    phases = layout.phases
+    return Layout(batch, phases and (twice(phases[0]), twice(phases[1])), None if layout.added is None else twice(layout.added))

@@ -1,4 +1,4 @@
-"""Where a token is: 3-D rotary phases on interleaved pairs (spec A 3.3) and the additive variant (spec A 3.4)."""
+"""Where a token is: 3-D rotary phases on interleaved pairs, and the additive variant (docs/method/networks.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flow Euler sampling with classifier-free guidance inside an interval of times (spec A 6).
+"""Flow Euler sampling with classifier-free guidance inside an interval of times (docs/method/sampling.md).
 
 A sample at time t is x_t = (1 - t) x_0 + (sigma + (1 - sigma) t) noise, sigma = sigma_min; networks predict
 v = (1 - sigma) noise - x_0; time runs from 1 to 0.
@@ -91,10 +91,9 @@ def sample(
         if v is None:
             v = guide.velocity(x, t, tau, strength)
             past.learn(t, strength, v)
-        estimate = guide.estimate(x, v, t) if on_step is not None else None
-        x = x - (t - t_next) * v
+        before, x = x, x - (t - t_next) * v
         if on_step is not None:
-            on_step(i, x, estimate)
+            on_step(i, x, guide.estimate(before, v, t))
         ctx.report((i + 1) / params.steps)
     return x
 

@@ -1,4 +1,4 @@
-"""The flow transformer of the structured latent: tokens on active voxels (spec A 4)."""
+"""The flow transformer of the structured latent: tokens on active voxels (docs/method/networks.md)."""
 
 from __future__ import annotations
 

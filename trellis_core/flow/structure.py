@@ -1,4 +1,4 @@
-"""The flow transformer of the sparse structure: a dense cube of latent voxels (spec A 3)."""
+"""The flow transformer of the sparse structure: a dense cube of latent voxels (docs/method/networks.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the dense and the sparse flow transformer share: parameters, time embedding, layers, ends (spec A 3)."""
+"""What the dense and the sparse flow transformer share: parameters, time embedding, layers, ends (docs/method/networks.md)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..context import QUIET, RunContext
+from ..layers import Layers
 from ..network_params import Count, NetworkParams, Ratio, Side, Width, needs
 from .attention import Batch
 from .block import ModulatedTransformerCrossBlock, Phases
@@ -108,7 +109,7 @@ class FlowTransformer(nn.Module):
         if params.share_mod:
             self.adaLN_modulation = nn.Sequential(nn.SiLU(), ops.Linear(width, 6 * width, **outer))
         self.input_layer = ops.Linear(params.in_channels, width, **outer)
-        self.blocks = nn.ModuleList(
+        self.blocks = Layers(
             ModulatedTransformerCrossBlock(
                 width,
                 params.cond_channels,
@@ -158,22 +159,23 @@ class FlowTransformer(nn.Module):
 
 
 def initialize(model: FlowTransformer, scheme: str = "scaled") -> None:
-    """Fill the parameters in place for training from scratch (spec A 9); draws from torch's default generator.
+    """Fill the parameters in place for training from scratch (docs/method/sampling.md); draws from torch's default generator.
 
     The last linear map of every branch shrinks with the depth, modulation and output start at zero: the untrained
     network predicts zero velocity and every layer passes its input on.
     """
     if scheme != "scaled":
         raise ValueError(f'Unknown initialisation "{scheme}"; only "scaled" is known.')
+    net: Any = model  # PyTorch's containers forget of what type their layers are
     width, depth = model.params.model_channels, model.params.num_blocks
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=(2 / (5 * width)) ** 0.5)
             nn.init.zeros_(module.bias)
-    nn.init.normal_(model.input_layer.weight, std=model.params.in_channels**-0.5)
+    nn.init.normal_(net.input_layer.weight, std=model.params.in_channels**-0.5)
     for index in (0, 2):
-        nn.init.normal_(model.t_embedder.mlp[index].weight, std=0.02)
-    for block in model.blocks:
+        nn.init.normal_(net.t_embedder.mlp[index].weight, std=0.02)
+    for block in net.blocks:
         for branch_end in (block.self_attn.to_out, block.cross_attn.to_out, block.mlp.mlp[2]):
             nn.init.normal_(branch_end.weight, std=(5 * depth * width) ** -0.5)
         if model.params.share_mod:
@@ -181,5 +183,5 @@ def initialize(model: FlowTransformer, scheme: str = "scaled") -> None:
         else:
             nn.init.zeros_(block.adaLN_modulation[1].weight)
     if model.params.share_mod:
-        nn.init.zeros_(model.adaLN_modulation[1].weight)
-    nn.init.zeros_(model.out_layer.weight)
+        nn.init.zeros_(net.adaLN_modulation[1].weight)
+    nn.init.zeros_(net.out_layer.weight)

@@ -1,4 +1,4 @@
-"""The picture encoder: a DINOv3 vision transformer under its Hugging Face parameter names (spec A 2.3)."""
+"""The picture encoder: a DINOv3 vision transformer under its Hugging Face parameter names (docs/method/networks.md)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..flow.initialization import normal_parameter
+from ..layers import normal_parameter
 from ..network_params import Count, NetworkParams, Small, Width, needs
 
 MEAN = (0.485, 0.456, 0.406)

@@ -19,7 +19,7 @@ NETWORK_SIDE = 1024
 
 
 def matte_by_network(picture: Image.Image, network: Callable[[Tensor], Sequence[Tensor]]) -> Image.Image:
-    """The original program's background removal around a BiRefNet-like network (spec A 2.2).
+    """The original program's background removal around a BiRefNet-like network (docs/method/networks.md).
 
     Args:
         picture: RGB.
@@ -86,26 +86,26 @@ def key_plain_background(picture: Image.Image, tolerance: float = 12.0) -> Image
     border = np.concatenate([lab[0], lab[-1], lab[:, 0], lab[:, -1]])
     distance = np.linalg.norm(lab - np.median(border, axis=0), axis=-1)
     near = distance < tolerance
-    regions, _ = ndimage.label(near)
+    regions: np.ndarray = ndimage.label(near)[0]  # type: ignore[index]
     on_border = np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
     # A subject may be cut by the picture's edge, so a part of the border may differ.
     if (on_border > 0).mean() < 0.8:
         raise InputError("The background is not plain: its colour changes along the border. Cut the subject out first.")
     background = np.isin(regions, np.unique(on_border[on_border > 0]))
-    inside = ndimage.distance_transform_edt(~background)
+    inside = np.asarray(ndimage.distance_transform_edt(~background))
     # Safely past the blended rim: deep inside, or a thin part that is plainly of another colour.
     sure = (inside > 2.5) | ((inside > 1) & (distance > 3 * tolerance))
     if not sure.any():
         raise InputError("Nothing in the picture differs from its background.")
     plate = np.median(rgb[background], axis=0)
-    return _unmix(rgb, plate, sure, band=~sure & (ndimage.distance_transform_edt(background) < 2))
+    return _unmix(rgb, plate, sure, band=~sure & (np.asarray(ndimage.distance_transform_edt(background)) < 2))
 
 
 def _unmix(rgb: np.ndarray, plate: np.ndarray, sure: np.ndarray, band: np.ndarray) -> Image.Image:
     """RGBA: alpha 1 where `sure`; in the `band` the share of the nearest sure colour against the plate; else 0."""
     from scipy import ndimage
 
-    nearest = ndimage.distance_transform_edt(~sure, return_distances=False, return_indices=True)
+    nearest = np.asarray(ndimage.distance_transform_edt(~sure, return_distances=False, return_indices=True))
     subject = rgb[tuple(nearest)]
     span = subject - plate
     share = ((rgb - plate) * span).sum(-1) / np.maximum((span * span).sum(-1), 1e-6)

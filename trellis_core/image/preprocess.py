@@ -1,4 +1,4 @@
-"""From a picture to the square that the encoder sees: crop to the subject on black (spec A 2.1)."""
+"""From a picture to the square that the encoder sees: crop to the subject on black (docs/method/networks.md)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def preprocess(picture: Image.Image, matte: Matte | None = None) -> Image.Image:
     Raises:
         InputError: the picture is not cut out and there is no `matte`, or no subject is left.
     """
-    cut_out = picture.mode == "RGBA" and picture.getchannel("A").getextrema()[0] < 255
+    cut_out = picture.mode == "RGBA" and np.asarray(picture.getchannel("A")).min() < 255
     if not cut_out and matte is None:
         raise InputError(
             "The picture has no transparent background, so it is not known what to model. Use a PNG or WebP whose"
@@ -42,7 +42,7 @@ def preprocess(picture: Image.Image, matte: Matte | None = None) -> Image.Image:
         )
     if max(picture.size) > MAX_SIDE:
         picture = _shrunk(_surroundings(picture) if cut_out else picture)
-    if not cut_out:
+    if matte is not None and not cut_out:
         picture = matte(picture.convert("RGB"))
     square = picture.crop(_subject_square(np.asarray(picture.getchannel("A"))))
     rgba = np.asarray(square, dtype=np.float32) / 255

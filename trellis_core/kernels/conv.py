@@ -1,4 +1,4 @@
-"""Submanifold convolution as one implicit GEMM (spec B 1.2): patches are gathered tile by tile and never stored.
+"""Submanifold convolution as one implicit GEMM (docs/method/decoders.md): patches are gathered tile by tile and never stored.
 
 Rows are put into tiles in an order in which rows of a tile have the same neighbours, so a tile skips the taps that none
 of its rows has. The sum over taps and channels is one float32 accumulator; bias and rounding come last. The torch twin is
@@ -90,7 +90,7 @@ def convolve(out: Tensor, x: Tensor, taps: Tensor, bias: Tensor, tiles: Tiles, f
             ROWS=config.rows, COLUMNS=config.columns, DEPTH=config.depth, EVEN_DEPTH=inputs % config.depth == 0,
             PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
             UPCAST=_interpreted() and x.dtype == torch.bfloat16,
-            num_warps=config.warps, num_stages=config.stages,
+            num_warps=config.warps, num_stages=config.stages,  # pyright: ignore[reportCallIssue]
         )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The elementwise work of a flow transformer's layer in one pass each (spec A 3.2); torch twins: `flow.fused`.
+"""The elementwise work of a flow transformer's layer in one pass each (docs/method/networks.md); torch twins: `flow.fused`.
 
 Every intermediate that the twin rounds to the tensors' dtype is rounded here too.
 """
@@ -102,7 +102,7 @@ def _run(h, eps, branch, gate, affine, modulation, normalise: bool) -> tuple[Ten
             rows // samples, gates.stride(0), scale.stride(0), channels if added.dim() > 1 else 0, eps,
             CHANNELS=channels, BLOCK=triton.next_power_of_2(channels), ADD=branch is not None, GATE=gate is not None,
             NORM=normalise, AFFINE=affine is not None, MODULATE=modulation is not None,
-            num_warps=4 if channels <= 2048 else 8,
+            num_warps=4 if channels <= 2048 else 8,  # pyright: ignore[reportCallIssue]
         )  # fmt: skip
     return total, y
 
@@ -163,6 +163,7 @@ def norm_and_turn(x: Tensor, gain: Tensor | None, phases: tuple[Tensor, Tensor] 
         _norm_and_turn[(triton.cdiv(rows, block),)](
             tokens, y, y if gain is None else gain, cos, sin, rows, len(cos) if phases else 1, tokens.stride(0), width**0.5,
             HEADS=heads, WIDTH=width, BLOCK=triton.next_power_of_2(width), ROWS=block,
-            NORM=gain is not None, TURN=phases is not None, num_warps=4,
+            NORM=gain is not None, TURN=phases is not None,
+            num_warps=4,  # pyright: ignore[reportCallIssue]
         )  # fmt: skip
     return y

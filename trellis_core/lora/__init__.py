@@ -2,5 +2,5 @@
 
 Applying is our own thin layer of forward hooks and not PEFT's: PEFT's injection renames the parameters that hosts and
 loaders address by name, needs the transformers and accelerate packages, and knows neither full differences nor several
-kinds of adapters on one layer. Tests hold this layer to PEFT's numbers; the trainer trains through PEFT (spec E 3.5, 3.6).
+kinds of adapters on one layer. Tests hold this layer to PEFT's numbers; the trainer trains through PEFT (docs/method/lora.md).
 """

@@ -84,8 +84,8 @@ def merge(model: nn.Module, uses: Sequence[Use], keep: bool = True) -> Applied:
 def applied(model: nn.Module, uses: Sequence[Use]) -> Iterator[None]:
     """Adapters on a network that is read anew for every use, for as long as a `with` lasts.
 
-    Float32 weights are merged, which costs nothing while sampling. Half precision would round small changes away (spec E
-    3.5: a third of one of 0.5 %), so there they act at run time.
+    Float32 weights are merged, which costs nothing while sampling. Half precision would round small changes away
+    (docs/method/lora.md), so there they act at run time.
     """
     exact = all(p.dtype == torch.float32 for p in model.parameters())
     on = merge(model, uses, keep=False) if exact else attach(model, uses)

@@ -1,4 +1,4 @@
-"""What an adapter does to one parameter: a difference, in the form the file has it in (spec E 3.3).
+"""What an adapter does to one parameter: a difference, in the form the file has it in (docs/method/lora.md).
 
 Every kind can make its difference as a matrix, to merge it, and can act on a layer's input without ever making it where
 its form allows that.

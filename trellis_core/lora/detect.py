@@ -1,4 +1,4 @@
-"""Which stage, and which resolution, a LoRA was made for (spec E 3.4).
+"""Which stage, and which resolution, a LoRA was made for (docs/method/lora.md).
 
 What the user says wins; this fills in what was left open, and finds contradictions. All five official flow transformers
 have the same blocks, so a LoRA of blocks alone can only be told apart by what is written about it.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from ..settings import STAGES
 from .deltas import LowRank
@@ -111,7 +113,7 @@ def _guess(text: str) -> tuple[str | None, int | None]:
     return stage, int(resolution[0]) if resolution else None
 
 
-def by_magnitude(adapter: Adapter, row_norms: Mapping[str, Mapping[str, object]]) -> str | None:
+def by_magnitude(adapter: Adapter, row_norms: Mapping[str, Mapping[str, Tensor]]) -> str | None:
     """Which network a DoRA was trained on: its magnitudes started as the row norms of that network's weights.
 
     Args:
@@ -122,7 +124,8 @@ def by_magnitude(adapter: Adapter, row_norms: Mapping[str, Mapping[str, object]]
     """
     distances = {}
     for network, norms in row_norms.items():
-        pairs = [(adapter.deltas[name].magnitude.float(), norm) for name, norm in norms.items()]
+        found = ((getattr(adapter.deltas[name], "magnitude", None), norm) for name, norm in norms.items())
+        pairs = [(magnitude.float(), norm) for magnitude, norm in found if magnitude is not None]
         distances[network] = sum(((m - n).norm() / n.norm()).item() for m, n in pairs) / max(len(pairs), 1)
     best, *others = sorted(distances, key=lambda network: distances[network]) or [None]
     return best if best and (not others or distances[best] < 0.5 * distances[others[0]]) else None

@@ -1,4 +1,4 @@
-"""Names: from a key of a LoRA file to a parameter of a flow transformer (spec E 3.1, 3.3)."""
+"""Names: from a key of a LoRA file to a parameter of a flow transformer (docs/method/lora.md)."""
 
 from __future__ import annotations
 

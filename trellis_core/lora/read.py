@@ -1,4 +1,4 @@
-"""Any LoRA file to the normal form: for every network in it, changes by parameter name (spec E 3.3).
+"""Any LoRA file to the normal form: for every network in it, changes by parameter name (docs/method/lora.md).
 
 The table of contents is judged before a tensor is read; a file is understood as a whole or refused.
 """
@@ -303,8 +303,9 @@ class _Maker:
                 factors.append(a.float() @ b.float())
         rank = ranks[-1] if ranks else self.config.rank(self.place.target)
         # PEFT always divides alpha by the rank; the other programs only where a factor is a product.
-        scale = self._alpha(rank) / rank if ranks or (self.config.is_peft and rank) else 1.0
-        return {self.place.weight: Kronecker(*factors, scale, ranks[-1] if ranks else None)}
+        scale = self._alpha(rank) / rank if rank and (ranks or self.config.is_peft) else 1.0
+        first, second = factors
+        return {self.place.weight: Kronecker(first, second, scale, ranks[-1] if ranks else None)}
 
     def _loha(self) -> dict[str, Delta]:
         names = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")

@@ -1,4 +1,4 @@
-"""How strongly an adapter acts by itself: alpha, and where it is written (spec E 3.3)."""
+"""How strongly an adapter acts by itself: alpha, and where it is written (docs/method/lora.md)."""
 
 from __future__ import annotations
 

@@ -100,9 +100,14 @@ def _one_layer(params: FlowParams, dtype: torch.dtype, precision: str | None, lo
         lower(model, precision)
     for layer in model.blocks.modules() if loras else ():
         if isinstance(layer, nn.Linear):
-            layer.register_forward_hook(lambda _layer, _inputs, output: output + torch.empty_like(output))
+            layer.register_forward_hook(_added_to)
     model.params = params
     return model
+
+
+def _added_to(_layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """What a LoRA beside a layer takes."""
+    return output + torch.empty_like(output)
 
 
 def _flow_bytes(model: FlowTransformer, rows: int, ctx: RunContext, samples: int, context: int) -> int:
@@ -127,7 +132,8 @@ def _flow_bytes(model: FlowTransformer, rows: int, ctx: RunContext, samples: int
 
         ready = prepare(model, model.layout(positions, batch), cond, TIMES, fold, lambda v: v.flatten(0, -2)[None], ctx)
         noise = torch.empty(1, rows, params.out_channels, device=META)
-        both = ready.both and (lambda x, t: ready.both(x, t.expand(samples)))
+        pair = ready.both
+        both = pair and (lambda x, t: pair(x, t.expand(samples)))
         one = lambda x, t, c: ready(x, t.expand(samples), c)  # noqa: E731
         sample(one, noise, STEPS, cond=ready.cond, neg=ready.neg, both=both)
     kept = 2 * samples * context if isinstance(ready.cond, Kept) else 0

@@ -1,4 +1,4 @@
-"""What a run will take, stage by stage, before it starts; and how to make it fit a budget (spec F 4, C 3)."""
+"""What a run will take, stage by stage, before it starts; and how to make it fit a budget (docs/method/decoders.md)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..weights.network_file import NetworkFile
 from .footprint import activation_bytes
 
 TOKENS_PER_CELL = 2.4
-"""Latent voxels of a usual object per square of the grid's side: 2,200 at 32, 9,600 at 64 (spec F 4)."""
+"""Latent voxels of a usual object per square of the grid's side: 2,200 at 32, 9,600 at 64 (docs/method/decoders.md)."""
 MARGIN = 1.07
 """What allocators and kernels take beside the tensors."""
 FEWEST_TOKENS = 4096
@@ -91,17 +91,19 @@ def plan_run(family: Family, settings: GenerationSettings, ctx: RunContext, toke
         OutOfBudgetError: not even the most frugal way fits; says what would.
     """
     route = family.route(settings.resolution, settings.cascade)
-    for frugal in (ctx.frugal, True):
-        plan = _plan(family, settings, route, replace(ctx, frugal=frugal), tokens)
-        if ctx.memory_budget is None or plan.peak <= ctx.memory_budget:
-            return plan
+    plan, budget = _plan(family, settings, route, ctx, tokens), ctx.memory_budget
+    if budget is None or plan.peak <= budget:
+        return plan
+    plan = _plan(family, settings, route, replace(ctx, frugal=True), tokens)
+    if plan.peak <= budget:
+        return plan
     if route.low and tokens is None:  # a cascade lowers its resolution to obey a limit of tokens
         limits = list(_limits_below(settings.max_num_tokens))
         fewer = lambda n: settings.model_copy(update={"max_num_tokens": n})  # noqa: E731
         plans = lru_cache(lambda n: _plan(family, fewer(n), route, plan.ctx, None))
-        if limits and plans(limits[-1]).peak <= ctx.memory_budget:
-            return plans(limits[bisect_left(limits, True, key=lambda n: plans(n).peak <= ctx.memory_budget)])
-    raise OutOfBudgetError(_refusal(family, settings, plan))
+        if limits and plans(limits[-1]).peak <= budget:
+            return plans(limits[bisect_left(limits, True, key=lambda n: plans(n).peak <= budget)])
+    raise OutOfBudgetError(_refusal(family, settings, plan, budget))
 
 
 def _limits_below(limit: int) -> Iterator[int]:
@@ -155,8 +157,8 @@ def _facts(network: NetworkFile, device: torch.device, dtype: torch.dtype | None
     return model.params, getattr(model, "dtype", torch.float32), size
 
 
-def _refusal(family: Family, settings: GenerationSettings, plan: Plan) -> str:
-    worst, budget = max(plan.steps, key=lambda step: step.total), plan.ctx.memory_budget
+def _refusal(family: Family, settings: GenerationSettings, plan: Plan, budget: int) -> str:
+    worst = max(plan.steps, key=lambda step: step.total)
     text = (
         f"Resolution {settings.resolution} takes {_said(plan.peak)} when saving memory, the budget is "
         f"{_said(budget)}. Most is taken by {worst.role}: {_said(worst.weights)} of weights, "

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..kernels.tiles import Tiles
 
 NEIGHBOURS = 0.54
-"""Share of a voxel's 26 neighbours that exist. Decoded surfaces have 0.53 (spec F 3)."""
+"""Share of a voxel's 26 neighbours that exist. Decoded surfaces have 0.53 (docs/method/decoders.md)."""
 TILE_TAPS = 0.8
 """Share of the 27 taps that a kernel's tile of rows needs: 0.67 for a sphere."""
 RIM = 9

@@ -38,7 +38,7 @@ MOST_PARTS = 1_000_000
 HOLE_VOXELS = 16.0
 """Holes with a perimeter of up to this many voxels are closed (and of up to `HOLE_PERIMETER` on fine grids)."""
 HOLE_PERIMETER = 0.03
-"""Perimeter limit in object units that the published pipeline uses (spec B 5.1)."""
+"""Perimeter limit in object units that the published pipeline uses (docs/method/mesh.md)."""
 
 
 def check_mesh(vertices: Array, faces: Array) -> tuple[Array, Array]:

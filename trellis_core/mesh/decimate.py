@@ -2,8 +2,8 @@
 
 The library's aggressiveness is what decides its accuracy: 2 and 3 come close to exact quadrics and the default 7 is
 several times worse, but low values may stop short of the target. So the ladder goes up only while the target is
-missed, on what is left (spec F 2a). Its calls hold the interpreter lock and cannot be interrupted: large meshes go to a child
-process that is dropped on cancel.
+missed, on what is left (docs/method/mesh.md). Its calls hold the interpreter lock and cannot be interrupted: large meshes go to
+a child process that is dropped on cancel.
 """
 
 from __future__ import annotations

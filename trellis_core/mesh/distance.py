@@ -1,4 +1,4 @@
-"""Closest point on a triangle mesh, exact, for any number of queries (spec B 5.6)."""
+"""Closest point on a triangle mesh, exact, for any number of queries (docs/method/mesh.md)."""
 
 from __future__ import annotations
 

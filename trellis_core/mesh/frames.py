@@ -23,7 +23,7 @@ def z_up_to_y_up(vectors: Tensor) -> Tensor:
 
 
 def texturing_mesh_preprocess(vertices: Tensor) -> Tensor:
-    """Fit a y-up mesh into our frame (spec A 7.2): bounding box centred, longest side 0.99999, z up.
+    """Fit a y-up mesh into our frame (docs/method/sampling.md): bounding box centred, longest side 0.99999, z up.
 
     Args:
         vertices: float [V, 3], V > 0.

@@ -2,8 +2,8 @@
 
 `solid_remesh` is the default. It finds what the surface encloses, gaps closed, and keeps the wall around that: of a
 decoder's mesh the very vertices and triangles, of any other mesh a new surface whose vertices lie on the input. Surface that
-bounds nothing stays an open sheet; what lies inside the wall is dropped. `narrow_band_remesh` is the published method (spec
-B 5.5).
+bounds nothing stays an open sheet; what lies inside the wall is dropped. `narrow_band_remesh` is the published method
+(docs/method/mesh.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Read a sparse attribute volume at any point (spec B 4.2): trilinear over the active corners only."""
+"""Read a sparse attribute volume at any point (docs/method/mesh.md): trilinear over the active corners only."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def grid_sample_3d(
     nearest_if_empty: bool = False,
     ctx: RunContext = QUIET,
 ) -> Tensor:
-    """Sample a sparse grid (spec B 4.2).
+    """Sample a sparse grid (docs/method/mesh.md).
 
     Args:
         feats: float [N, C].

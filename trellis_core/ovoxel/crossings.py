@@ -1,4 +1,4 @@
-"""Where the lines of a regular grid pierce triangles (spec B 3.1): the rule that decides which voxels are active."""
+"""Where the lines of a regular grid pierce triangles (docs/method/mesh.md): the rule that decides which voxels are active."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flexible dual grid -> triangle mesh (spec B 2): one vertex a voxel, one quad a crossed grid edge."""
+"""Flexible dual grid -> triangle mesh (docs/method/mesh.md): one vertex a voxel, one quad a crossed grid edge."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def dual_grid_to_mesh(
     train: bool = False,
     reference_quirks: bool = False,
 ) -> Mesh:
-    """Connect the dual vertices around every crossed grid edge (spec B 2).
+    """Connect the dual vertices around every crossed grid edge (docs/method/mesh.md).
 
     Args:
         coords: integer [N, 3] active voxels, each in 0..grid_size-1, no duplicates, any order.

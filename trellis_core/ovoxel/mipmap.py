@@ -1,4 +1,4 @@
-"""Mip-mapped texture lookup on 8-bit images (spec B 4.1)."""
+"""Mip-mapped texture lookup on 8-bit images (docs/method/mesh.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Textured triangle mesh -> sparse volume of PBR attributes (spec B 4.1)."""
+"""Textured triangle mesh -> sparse volume of PBR attributes (docs/method/mesh.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Triangle mesh -> flexible dual grid (spec B 3): active voxels, crossed edges, and one dual vertex a voxel."""
+"""Triangle mesh -> flexible dual grid (docs/method/mesh.md): active voxels, crossed edges, and one dual vertex a voxel."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def mesh_to_dual_grid(
     aabb: tuple[tuple[float, ...], tuple[float, ...]] = UNIT_CUBE,
     ctx: RunContext = QUIET,
 ) -> DualGrid:
-    """Voxelise a surface, open or closed, and place a vertex in every active voxel by quadric error (spec B 3).
+    """Voxelise a surface, open or closed, and place a vertex in every active voxel by quadric error (docs/method/mesh.md).
 
     Args:
         vertices: float [V, 3]; what lies outside `aabb` is ignored.

@@ -1,4 +1,4 @@
-"""The reference's UV unwrap (spec B 5.7): greedy clustering of faces by normal cones, then xatlas on every cluster.
+"""The reference's UV unwrap (docs/method/mesh.md): greedy clustering of faces by normal cones, then xatlas on every cluster.
 
 Sums run in float32 in face order, because which of two nearly equal merges happens depends on the last bit.
 """

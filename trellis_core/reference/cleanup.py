@@ -1,4 +1,4 @@
-"""The reference's mesh clean-up operations (spec B 5.3), each a pure function from (vertices, faces) to (vertices, faces).
+"""The reference's mesh clean-up (docs/method/mesh.md): pure functions from (vertices, faces) to (vertices, faces).
 
 Vertices are float32 [V, 3], faces int32 [F, 3]. Order of vertices and faces is part of the contract.
 """

@@ -1,4 +1,4 @@
-"""Closest points with the reference's float32 arithmetic, to the last bit (spec B 5.6).
+"""Closest points with the reference's float32 arithmetic, to the last bit (docs/method/mesh.md).
 
 Dual contouring and edge collapse branch on the last bit of these distances on symmetric shapes. The face comes from
 the exact index; distances are then evaluated again in float32 for it and all faces that touch it.

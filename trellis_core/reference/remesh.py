@@ -1,4 +1,4 @@
-"""The reference's narrow-band remesh (spec B 5.5): dual contouring of the unsigned distance minus an offset.
+"""The reference's narrow-band remesh (docs/method/mesh.md): dual contouring of the unsigned distance minus an offset.
 
 The zero set lies `band` voxels off the input on both sides, so a closed input comes back as two nested shells.
 """
@@ -16,7 +16,7 @@ from .distance import ReferenceIndex
 _OFFSETS = np.stack([(np.arange(8) >> k) & 1 for k in range(3)], axis=1)  # children and corners, x fastest
 _KEEP = 0.87  # of a cell: half its diagonal and a little
 
-# Per axis the four cells around the edge that a cell owns (far corner in the other two axes), spec B 2.
+# Per axis the four cells around the edge that a cell owns (far corner in the other two axes), docs/method/mesh.md
 _RING = np.array(
     [
         [(0, 0, 0), (0, 0, 1), (0, 1, 1), (0, 1, 0)],

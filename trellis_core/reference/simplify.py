@@ -1,4 +1,4 @@
-"""The reference's parallel edge collapse (spec B 5.4): rounds of independent collapses under a rising cost threshold.
+"""The reference's parallel edge collapse (docs/method/mesh.md): rounds of independent collapses under a rising cost threshold.
 
 Sums run in float32 and in index order: which of two nearly equal edges collapses depends on the last bit.
 """

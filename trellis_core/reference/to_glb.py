@@ -1,4 +1,4 @@
-"""The reference's way from decoded mesh and PBR voxels to a textured mesh (spec B 5.1), quirks included.
+"""The reference's way from decoded mesh and PBR voxels to a textured mesh (docs/method/mesh.md), quirks included.
 
 Holes are capped whatever their winding, the texture is truncated to 8 bits and inpainted by fast marching, alpha is
 stored but the material is opaque. Only the rasteriser differs: it takes texel centres, so texels on chart borders may

@@ -1,4 +1,4 @@
-"""Submanifold 3x3x3 convolution: only active voxels are computed, and only active neighbours contribute (spec B 1.2).
+"""Submanifold 3x3x3 convolution: only active voxels are computed, only active neighbours count (docs/method/decoders.md).
 
 Taps are numbered v = 9 i + 3 j + k with i, j, k in 0..2 for the offsets -1, 0, +1 along x, y, z; the centre is 13 and
 the opposite of v is 26 - v. A neighbour relation holds both ways, so the map stores the 13 taps above the centre only.
@@ -7,7 +7,7 @@ the opposite of v is 26 - v. A neighbour relation holds both ways, so the map st
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -44,7 +44,7 @@ class TapBlock:
     """
 
     rows: slice
-    sources: list[Tensor]
+    sources: Sequence[Tensor]
     bag: Tensor
     offsets: Tensor
 
@@ -54,7 +54,7 @@ class TapBlock:
         return [len(source) for source in self.sources]
 
     @cached_property
-    def targets(self) -> list[Tensor]:
+    def targets(self) -> Sequence[Tensor]:
         """Per tap, int64 output rows of the pairs, counted from the block's first row."""
         ends = torch.cat([self.offsets[1:], self.offsets.new_tensor([len(self.bag)])])
         row = torch.arange(len(ends)).repeat_interleave(ends - self.offsets)
@@ -212,7 +212,7 @@ class _Conv(torch.autograd.Function):
         grad_feats = _convolve(g, mirrored, x.new_zeros(x.shape[1]), ctx.nmap, x, total)
         return (
             grad_feats.to(feats.dtype) if need_feats else None,
-            total.transpose(0, 1).reshape(weight.shape).to(weight.dtype) if need_weight else None,
+            None if total is None else total.transpose(0, 1).reshape(weight.shape).to(weight.dtype),
             g.sum(0).to(ctx.bias_dtype) if need_bias else None,
             None,
         )
@@ -303,6 +303,9 @@ def _run_kernel(out: Tensor, rows: slice, x, taps, bias, nmap: NeighborMap, _own
 class SubmanifoldConv3d(nn.Module):
     """Submanifold 3x3x3 convolution layer: weight [Co, 3, 3, 3, Ci], bias [Co]."""
 
+    weight: nn.Parameter
+    bias: nn.Parameter
+
     def __init__(
         self,
         in_channels: int,
@@ -320,7 +323,7 @@ class SubmanifoldConv3d(nn.Module):
 
     def forward(self, feats: Tensor, nmap: NeighborMap) -> Tensor:
         """feats [N, Ci] -> [N, Co] on the voxels that `nmap` was built for."""
-        if library := chosen(feats):
+        if (library := chosen(feats)) and nmap.coords is not None:
             return library(feats, self.weight, self.bias, nmap.coords, nmap.kept)
         return submanifold_conv3d(feats, self.weight, self.bias, nmap)
 
@@ -329,7 +332,7 @@ class SubmanifoldConv3d(nn.Module):
 
         Without gradient. Every chunk is the caller's own.
         """
-        if library := chosen(feats):
+        if (library := chosen(feats)) and nmap.coords is not None:
             whole = library(feats, self.weight, self.bias, nmap.coords, nmap.kept)
             yield from zip(nmap.chunks(step), whole.split(step), strict=True)
             return

@@ -1,4 +1,4 @@
-"""Halving and doubling the resolution of sparse voxels: space-to-channel, channel-to-space (spec B 1.3, A 8.1).
+"""Halving and doubling the resolution of sparse voxels: space-to-channel, channel-to-space (docs/method/decoders.md).
 
 The eight children of a parent voxel are numbered s = (x mod 2) + 2 (y mod 2) + 4 (z mod 2): x is the fastest bit.
 """
@@ -109,7 +109,7 @@ def downsample_mean(x: Tensor, plan: ResamplePlan, parents: int) -> Tensor:
 
 
 def quantize_coords(coords: Tensor, from_resolution: int, to_grid: int) -> Tensor:
-    """Voxels of a decoded grid as active voxels of another latent grid: the hand-over of the cascade (spec B 1.4).
+    """Voxels of a decoded grid as active voxels of another latent grid: the hand-over of the cascade (docs/method/decoders.md).
 
     coords int32 [N, 4] on from_resolution^3 -> int32 [M, 4] on to_grid^3, distinct, lexicographic. Float32 arithmetic.
     """

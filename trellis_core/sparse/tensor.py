@@ -1,8 +1,8 @@
 """Coordinates of sparse voxels, and the 64-bit keys that order them.
 
 A coordinate row is int32 (sample, x, y, z). Rows of one sample are contiguous and samples appear in order 0..B-1
-(spec A notation, B 1.1). Features are plain tensors, row for row on such coordinates; neighbour maps and resampling plans
-are passed by hand.
+(docs/method/index.md). Features are plain tensors, row for row on such coordinates; neighbour maps and resampling plans are
+passed by hand.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Back-projection: from points of a decimated surface to the surface that it was decimated from (spec F 2d)."""
+"""Back-projection: from points of a decimated surface to the surface that it was decimated from (docs/method/mesh.md)."""
 
 from __future__ import annotations
 

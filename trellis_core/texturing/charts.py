@@ -1,4 +1,4 @@
-"""Cutting a surface into charts that a flat projection unfolds: quantised normals, smoothed, joined, peeled (spec F 2b)."""
+"""Cutting a surface into charts that project flat: quantised normals, smoothed, joined, peeled (docs/method/mesh.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packing charts into a square atlas: a horizon ("tetris") packer on column profiles (spec F 2b)."""
+"""Packing charts into a square atlas: a horizon ("tetris") packer on column profiles (docs/method/mesh.md)."""
 
 from __future__ import annotations
 

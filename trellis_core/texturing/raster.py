@@ -1,4 +1,4 @@
-"""Rasterising triangles in texture space: exact spans per texel row, in face order (spec F 2c). CPU and GPU alike."""
+"""Rasterising triangles in texture space: exact spans per texel row, in face order (docs/method/mesh.md). CPU and GPU alike."""
 
 from __future__ import annotations
 

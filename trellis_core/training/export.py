@@ -53,7 +53,7 @@ MODELS = {
 
 
 def pipeline_config(normalization: dict[str, tuple[Tensor, Tensor]], name: str = "Trellis2ImageTo3DPipeline") -> dict:
-    """The contents of pipeline.json (spec A 1.3); normalization: shape and tex (mean, std) [C]."""
+    """The contents of pipeline.json (docs/method/networks.md); normalization: shape and tex (mean, std) [C]."""
     samplers = {
         SAMPLER_KEY["structure"]: STRUCTURE_SAMPLER,
         SAMPLER_KEY["shape"]: SHAPE_SAMPLER,

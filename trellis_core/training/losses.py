@@ -1,4 +1,4 @@
-"""Training objectives: flow matching (spec A 9) and the autoencoders' reconstruction losses."""
+"""Training objectives: flow matching (docs/method/sampling.md) and the autoencoders' reconstruction losses."""
 
 from __future__ import annotations
 

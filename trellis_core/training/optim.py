@@ -73,7 +73,7 @@ class Optimizers:
     def step(self, factor: float, clip: float = 1.0) -> float:
         """Clip the gradients, update with `factor` times the peak rate, clear the gradients. Returns the norm.
 
-        A step with a gradient that is not finite is skipped (spec A 9).
+        A step with a gradient that is not finite is skipped (docs/method/sampling.md).
         """
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, clip).item()
         if norm == norm and norm != float("inf"):

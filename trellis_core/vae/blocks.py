@@ -1,4 +1,4 @@
-"""Blocks of the sparse autoencoders (spec B 1.3). Attribute names are the published parameter names.
+"""Blocks of the sparse autoencoders (docs/method/decoders.md). Attribute names are the published parameter names.
 
 Blocks see plain feature rows [N, C] beside the neighbour map of their voxels.
 """
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..context import RunContext
+from ..layers import Layer
 from ..sparse.conv import ROW_BLOCK, NeighborMap, SubmanifoldConv3d
 from ..sparse.resample import ResamplePlan, channel_to_space, downsample_mean, space_to_channel, upsample_nearest
 
@@ -37,7 +38,7 @@ def chunk_rows(channels: int, frugal: bool) -> int:
     return max(1, CHUNK_BYTES[frugal] // (channels * 4 * ROW_BLOCK)) * ROW_BLOCK
 
 
-def zeroed(layer: nn.Module) -> nn.Module:
+def zeroed(layer: Layer) -> Layer:
     """The layer with all parameters zero: a residual branch that starts as nothing."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)

@@ -1,4 +1,4 @@
-"""Sparse-convolution autoencoders of the shape and of the texture (spec B 1.4, A 8.3-8.4).
+"""Sparse-convolution autoencoders of the shape and of the texture (docs/method/decoders.md).
 
 Both are U-nets without cross links: the encoder halves the grid len(num_blocks) - 1 times, the decoder doubles it as
 often. A decoder follows the subdivision that it predicts itself, that another decoder predicted (guides), or that an
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from types import ModuleType
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..context import QUIET, RunContext
 from ..errors import EmptyResultError, InputError
+from ..layers import Layers
 from ..network_params import Count, NetworkParams, Width, Widths, needs
 from ..sparse.conv import NeighborMap
 from ..sparse.libraries import chosen
@@ -141,12 +142,12 @@ class SparseUnetVaeEncoder(nn.Module):
         layer = {"ops": ops, "device": device, "dtype": self.dtype}
         width, last = params.model_channels, len(params.model_channels) - 1
         self.input_layer = ops.Linear(params.in_channels, width[0], **outer)
-        self.blocks = nn.ModuleList()
+        self.blocks = Layers[Layers[Any]]()
         for level, count in enumerate(params.num_blocks):
-            blocks = [SparseConvNeXtBlock3d(width[level], **layer) for _ in range(count)]
+            blocks: list[nn.Module] = [SparseConvNeXtBlock3d(width[level], **layer) for _ in range(count)]
             if level < last:
                 blocks.append(DOWN_BLOCKS[params.down_block_type[level]](width[level], width[level + 1], **layer))
-            self.blocks.append(nn.ModuleList(blocks))
+            self.blocks.append(Layers(blocks))
         self.to_latent = ops.Linear(width[-1], 2 * params.latent_channels, **outer)
 
     def forward(self, feats: Tensor, coords: Tensor, *, ctx: RunContext = QUIET) -> Latent:
@@ -188,13 +189,13 @@ class SparseUnetVaeDecoder(nn.Module):
         layer = {"ops": ops, "device": device, "dtype": self.dtype}
         width, last = params.model_channels, len(params.model_channels) - 1
         self.from_latent = ops.Linear(params.latent_channels, width[0], **outer)
-        self.blocks = nn.ModuleList()
+        self.blocks = Layers[Layers[Any]]()
         for level, count in enumerate(params.num_blocks):
-            blocks = [SparseConvNeXtBlock3d(width[level], **layer) for _ in range(count)]
+            blocks: list[nn.Module] = [SparseConvNeXtBlock3d(width[level], **layer) for _ in range(count)]
             if level < last:
                 up = UP_BLOCKS[params.up_block_type[level]]
                 blocks.append(up(width[level], width[level + 1], params.pred_subdiv, **layer))
-            self.blocks.append(nn.ModuleList(blocks))
+            self.blocks.append(Layers(blocks))
         self.output_layer = ops.Linear(width[-1], params.out_channels, **outer)
 
     def forward(
@@ -236,11 +237,10 @@ class SparseUnetVaeDecoder(nn.Module):
                 if isinstance(block, SparseConvNeXtBlock3d):
                     h = _body(block, h, nmap, ctx)
                 else:
-                    mask = guides[level] if guides is not None else None
                     if self.params.pred_subdiv:
-                        mask = block.to_subdiv(h)
-                        logits.append(mask)
-                    plan = plans[level] if plans is not None else self._subdivide(coords, mask)
+                        logits.append(block.to_subdiv(h))
+                    marks = logits if guides is None else guides
+                    plan = plans[level] if plans is not None else self._subdivide(coords, marks[level])
                     if plans is None and self._ends_with(level, h, ctx):
                         raw = self._in_slabs(block, h, nmap, plan, ctx.part(done / total, 1.0))
                         return ShapeDecoding(raw, plan.coords, logits)
@@ -326,6 +326,8 @@ class FlexiDualGridVaeEncoder(SparseUnetVaeEncoder):
 
 class FlexiDualGridVaeDecoder(SparseUnetVaeDecoder):
     """Shape decoder; `dual_grid_heads` turns its raw channels into a dual grid."""
+
+    params: FlexiDualGridVaeDecoderParams
 
     def forward(
         self,

@@ -1,4 +1,4 @@
-"""Dense autoencoder of the sparse structure: occupancy grid to latent grid and back (spec A 5)."""
+"""Dense autoencoder of the sparse structure: occupancy grid to latent grid and back (docs/method/decoders.md)."""
 
 from __future__ import annotations
 

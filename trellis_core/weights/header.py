@@ -1,4 +1,4 @@
-"""The table of contents of a weights file, judged before a tensor is read: safetensors (spec A 1.2) and GGUF."""
+"""The table of contents of a weights file, judged before a tensor is read: safetensors (docs/method/networks.md) and GGUF."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading networks from disk: safetensors only, every tensor accounted for (spec A 1.2, 1.6).
+"""Reading networks from disk: safetensors only, every tensor accounted for (docs/method/networks.md).
 
 A network lies as `stem.json` ({"name": class, "args": {...}}) beside `stem.safetensors`. Stored tensors may be half
 precision throughout; they are copied into parameters of the dtype that the network's own policy asks for.
@@ -155,7 +155,7 @@ class NetworkFile:
         with self.opened() as read:
             for done, (key, blank) in enumerate(wanted.items()):
                 tensor = _finite(self.file, key, read(key)).reshape(blank.shape)
-                if key in lowered:
+                if self.precision and key in lowered:
                     state |= rounded(key, tensor.to(ctx.device), self.precision)
                     continue
                 # A copy even where nothing changes: a view into the mapped file would change if the file does.

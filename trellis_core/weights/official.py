@@ -1,4 +1,4 @@
-"""Facts about the published TRELLIS.2 weights that weights without a pipeline.json leave out (spec A 1.5, 1.7, 7.1)."""
+"""Facts about the published TRELLIS.2 weights that weights without a pipeline.json leave out (docs/method/networks.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`pipeline.json`: which networks a family has, and how to sample with them (spec A 1.3), as a checked model."""
+"""`pipeline.json`: which networks a family has, and how to sample with them (docs/method/networks.md), as a checked model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole latent pipeline of a small family, all four types (spec A 7.1)."""
+"""The whole latent pipeline of a small family, all four types (docs/method/sampling.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training losses of the flow models: kinds train_loss_ss and train_loss_slat (spec A 9)."""
+"""Training losses of the flow models: kinds train_loss_ss and train_loss_slat (docs/method/sampling.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The queue protocol of the hosted endpoints, as handlers of aiohttp that any of its servers can mount (spec E 1).
+"""The queue protocol of the hosted endpoints, as handlers of aiohttp that any of its servers can mount (docs/method/fal.md).
 
 Below one address lie run/ (waits for the result), queue/ (does not), rest/ (uploads are announced), cdn/ (files) and
 proxy (one address for browsers), as on the hosted service's own five hosts.
@@ -7,145 +7,160 @@ proxy (one address for browsers), as on the hosted service's own five hosts.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 from aiohttp import web
 
 from ...errors import InputError
 from ...fetch import FetchError, check_url
+from ..body import split, too_long
 from ..endpoints import SERVED
 from ..errors import FalError
-from .inputs import Limits, Reader
-from .jobs import Job, JobQueue, Runner
+from .config import ServiceConfig
+from .http import gate
+from .http.routes import Call, Events, Routes, answer, failure
+from .http.spool import Spool, Spooled
+from .inputs import Reader
+from .jobs import Job, JobQueue
 from .openapi import document
-from .routes import Call, Routes, answer, failure
+from .pools import Pools
 from .signing import Keys, Signer, WebhookKey
-from .store import FileStore
+from .state.accounts import Accounts
+from .state.database import Database
+from .state.files import FileStore
+from .state.folder import DataFolder
+from .state.legacy import take_over
+from .state.parts import Parts
+from .state.records import Records
 from .uploads import Uploads
-from .webhooks import PAUSES, Webhooks
+from .webhooks import Webhooks
+from .work import Runner
 
-MAX_BODY = 40 << 20
 HEARTBEAT = 10.0
 """Seconds of silence after which a status stream says the same again, to learn whether somebody listens."""
 SWEEP = 60.0
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _HOSTED = {"queue.fal.run": "/queue", "fal.run": "/run", "rest.fal.ai": "/rest", "rest.alpha.fal.ai": "/rest"}
 _HOSTED |= {"v3.fal.media": "/cdn"}
+_ROOMS = ("/run/", "/queue/", "/rest/", "/cdn/")
+"""What the proxy leads to."""
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ServiceConfig:
-    """How a service is set up.
+class Service:
+    """One queue with its files. Give `runner` once, `open` it in the event loop that serves it, `close` it at the end.
 
-    Attributes:
-        data: folder for jobs, files and the service's own secrets.
-        keys: keys that clients may have; none only on a machine that nobody else reaches.
-        public_url: the address that clients see, up to where run/ and queue/ begin; None takes it from each request.
-        prefix: path that the service is mounted at.
-        trusted: hosts in private networks that requests may name, as "name" or "name:port".
-        quota: bytes of all uploads, inputs and results. keep: seconds that results and uploads are kept.
-        longest: jobs that may wait.
+    Raises:
+        InputError: its folder is another service's, or cannot be used; nothing in it was touched then.
     """
 
-    data: Path
-    keys: tuple[str, ...] = ()
-    public_url: str | None = None
-    prefix: str = "/fal"
-    trusted: tuple[str, ...] = ()
-    quota: int = 20 << 30
-    keep: float = 24 * 3600.0
-    longest: int = 2000
-    limits: Limits = field(default_factory=Limits)
-    webhook_pauses: Sequence[float] = PAUSES
-
-
-class Service:
-    """One queue with its files. Give `runner` once, `open` it in the event loop that serves it, `close` it at the end."""
-
     def __init__(self, config: ServiceConfig) -> None:
-        config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        scratch = config.data / "scratch"
-        scratch.mkdir(exist_ok=True)
-        for left in scratch.iterdir():
-            left.unlink()
         self.config = config
-        self.store = FileStore(config.data / "files", config.quota, config.keep)
-        self.reader = Reader(self.store, scratch, config.limits, config.trusted)
-        self._keys = Keys(config.keys)
-        self._secret = config.data / "secret"
-        signer = Signer(self._secret)
+        self._folder = folder = DataFolder(config.data)
         try:
-            self._webhook_key: WebhookKey | None = WebhookKey(self._secret)
+            secret = folder.secret()
+            self._database = Database(folder, set_aside_with=("content", "inputs"))
+        except BaseException:
+            folder.close()
+            raise
+        take_over(folder, self._database)
+        self.pools = Pools(config.slots)
+        self.accounts = Accounts(config.quota, config.bytes_per_key)
+        limits = config.limits
+        self.store = FileStore(folder, self._database, self.accounts, limits, config.keep, config.oldest_give_way)
+        self._parts = Parts(self.store, folder.room("spool"), limits)
+        self._records = Records(folder, self._database)
+        self._spool = Spool(folder.room("spool"), self.accounts, self.pools.storage, limits)
+        self.reader = Reader(self.store, folder.room("scratch"), limits, config.trusted)
+        self._keys = Keys(config.keys)
+        try:
+            self._webhook_key: WebhookKey | None = WebhookKey(secret)
         except InputError:
             self._webhook_key = None
-        self._routes = self._make_routes(Uploads(self.store, signer))
+        self._routes = self._make_routes(
+            Uploads(self.store, self._parts, self._spool, Signer(secret), self.pools, limits)
+        )  # fmt: skip
+        self._waits: Counter[str] = Counter()
         self._sweeper: asyncio.Task[None] | None = None
 
     async def open(self, runner: Runner) -> None:
         """Begin to work off jobs, those of an earlier run first."""
         config = self.config
         webhooks = self._webhook_key and Webhooks(
-            self._webhook_key, _result, lambda job: self.queue.save(job), config.trusted, config.webhook_pauses
+            self._webhook_key, self.pools.webhooks, _result, lambda job: self.queue.save_tries(job), config
         )
         self.queue = JobQueue(
-            config.data / "jobs", runner, self.store, keep=config.keep, longest=config.longest,
-            on_end=webhooks.deliver if webhooks else None,
-        )  # fmt: skip
-        await self.queue.open()
+            config, self._database, self._records, self.accounts, runner, on_end=webhooks.deliver if webhooks else None
+        )
+        await self.queue.open(self._records.load())
         self._sweeper = asyncio.create_task(self._sweep())
 
-    async def close(self) -> None:
-        """Stop; what is left is on disk."""
+    async def stop(self) -> None:
+        """Begin no more work, and let calls that wait come to an end."""
         if self._sweeper is not None:
             self._sweeper.cancel()
-        await self.queue.close()
+            await self.queue.close()
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
+    async def close(self) -> None:
+        """End; what is left is on disk."""
+        await self.stop()
+        self.pools.close()
+        self._database.close()
+        self._folder.close()
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer any request below the service's prefix."""
-        path = request.path[len(self.config.prefix) :] if request.path.startswith(self.config.prefix) else request.path
-        origin = self.config.public_url or f"{request.scheme}://{request.host}{self.config.prefix}"
-        call = Call(request, path, dict(request.query), origin.rstrip("/"))
+        response: web.StreamResponse
         try:
-            self._guard(call)
+            if self._sweeper is None:
+                raise FalError(503, "The server is starting.", "runner_scheduling_failure")
+            gate.check_encoding(request)
+            call = self._call(request)
             response = answer({}) if request.method == "OPTIONS" else await self._dispatch(call)
         except FalError as error:
             response = failure(error)
         except ConnectionError:
             response = failure(FalError(499, "The client went away.", "client_disconnected"))
         except Exception as error:
-            _log.error("%s %s failed.", request.method, path, exc_info=error)
+            _log.error("%s %.100s failed.", request.method, request.raw_path, exc_info=error)
             response = failure(FalError(500, "Internal server error", "internal_error"))
         if self._keys.needed and not response.prepared:
             response.headers.update(_CORS)
+        if "Content-Encoding" in request.headers:
+            await _end_unread(request, response)
         return response
 
-    def _guard(self, call: Call) -> None:
-        """Where no key is needed, only programs of this machine may come in, and no web page from elsewhere."""
-        request = call.request
-        if self._keys.needed:
-            return
-        host = urlsplit(f"//{request.host}").hostname
-        source = urlsplit(request.headers.get("Origin", "")).netloc
-        if host not in LOOPBACK or (source and source != request.host):
-            raise FalError(403, "Without a key this server answers only to its own machine.")
+    def _call(self, request: web.BaseRequest) -> Call:
+        """What a request asks for, if it may come in at all."""
+        prefix, public = self.config.prefix, self.config.public_url
+        host = gate.own_host(request)
+        if not self._keys.needed:
+            gate.check_local(host)
+            gate.check_page(request, host, self.config.origins)
+        try:
+            path, query = request.path, dict(request.query)
+        except ValueError:
+            raise FalError(400, "The address cannot be parsed.", "bad_request") from None
+        path = path[len(prefix) :] if path.startswith(prefix + "/") else "/"
+        origin = public or f"{request.scheme}://{host}{prefix}"
+        return Call(request, path, query, origin.rstrip("/"), self.config.limits)
 
     async def _dispatch(self, call: Call) -> web.StreamResponse:
-        handler, public, call.parts = self._routes.find(call.request.method, call.path)
-        if not public:
+        route, call.parts = self._routes.find(call.request.method, call.path)
+        if not route.public:
             owner = self._keys.owner(call.request.headers.get("Authorization", ""))
             if owner is None:
                 raise FalError(401, "The key is missing, or it is not one of this server's keys.")
             call.owner = owner
-        return await handler(call)
+        if route.body == "json" and not self._keys.needed:  # no page elsewhere knows a key
+            gate.check_type(call.request)
+        return await route.handler(call)
 
     def _make_routes(self, uploads: Uploads) -> Routes:
         routes = Routes()
@@ -155,12 +170,13 @@ class Service:
         routes.add("GET", one, self.result)
         routes.add("GET", one + "/response", self.result)
         routes.add("PUT", one + "/cancel", self.cancel)
+        routes.add("DELETE", one, self.delete)
         routes.add("POST", "/queue/{app*}", self.submit)
         routes.add("POST", "/run/{app*}", self.run)
         routes.add("GET", "/openapi.json", self.openapi, public=True)
         routes.add("GET", "/rest/.well-known/jwks.json", self.jwks, public=True)
         uploads.add_to(routes)
-        routes.add("GET POST PUT HEAD", "/proxy", self.proxy, public=True)
+        routes.add("GET POST PUT HEAD DELETE", "/proxy", self.proxy, public=True, body="file")
         return routes
 
     # Handlers
@@ -173,18 +189,23 @@ class Service:
 
     async def run(self, call: Call) -> web.StreamResponse:
         """Submit and wait; who goes away takes the job back."""
-        job = await self._submitted(call)
-        ended = asyncio.ensure_future(self.queue.ended(job))
-        try:
-            while not (await asyncio.wait([ended], timeout=1.0))[0]:
-                transport = call.request.transport
-                if transport is None or transport.is_closing():
-                    raise ConnectionResetError("the client went away")
-        except BaseException:
-            ended.cancel()
-            self.queue.cancel(job)
-            raise
-        return self._ended(job, call)
+        with self._waiting(call):
+            job = await self._submitted(call)
+            ended = asyncio.ensure_future(self.queue.ended(job))
+            try:
+                while not (await asyncio.wait([ended], timeout=1.0))[0]:
+                    transport = call.request.transport
+                    if transport is None or transport.is_closing():
+                        raise ConnectionResetError("the client went away")
+            except BaseException:
+                ended.cancel()
+                if not self.queue.closing:
+                    await self.queue.cancel(job)
+                raise
+            if job.status != "COMPLETED":
+                why = f"The server stops. Ask for the request {job.id} when it is back."
+                raise FalError(500, why, "runner_server_error", _id(job))
+            return self._ended(job, call)
 
     async def status(self, call: Call) -> web.Response:
         job = self._job(call)
@@ -193,25 +214,22 @@ class Service:
     async def status_stream(self, call: Call) -> web.StreamResponse:
         """Every change of the status, with the log lines that are new."""
         job = self._job(call)
-        headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no", **_id(job)}
-        if self._keys.needed:
-            headers.update(_CORS)
-        response = web.StreamResponse(headers=headers)
-        await response.prepare(call.request)
-        told = 0
-        while True:
-            changed, status, known = job.changed, job.status, len(job.logs)
-            state = self._state(job, call, logs=_wants_logs(call), since=told)
-            told = known
-            await response.write(f"data: {json.dumps(state)}\n\n".encode())
-            if status == "COMPLETED":
-                break
-            try:
-                await asyncio.wait_for(changed.wait(), HEARTBEAT)
-            except asyncio.TimeoutError:
-                pass
-        await response.write_eof()
-        return response
+        with self._waiting(call):
+            events = Events(call, _id(job) | (_CORS if self._keys.needed else {}))
+            await events.open()
+            told = 0
+            while not self.queue.closing:
+                changed, status, known = job.changed, job.status, len(job.logs)
+                await events.send(self._state(job, call, logs=_wants_logs(call), since=told))
+                told = known
+                if status == "COMPLETED":
+                    break
+                try:
+                    await asyncio.wait_for(changed.wait(), HEARTBEAT)
+                except asyncio.TimeoutError:
+                    pass
+            await events.response.write_eof()
+            return events.response
 
     async def result(self, call: Call) -> web.Response:
         job = self._job(call)
@@ -224,9 +242,18 @@ class Service:
             job = self._job(call)
         except FalError:
             return answer({"status": "NOT_FOUND", "detail": "The request was not found.", "success": False}, 404)
-        if self.queue.cancel(job):
+        if await self.queue.cancel(job):
             return answer({"status": "CANCELLATION_REQUESTED", "success": True}, 202, _id(job))
         return answer({"status": "ALREADY_COMPLETED", "detail": "The request has ended.", "success": False}, 400, _id(job))
+
+    async def delete(self, call: Call) -> web.Response:
+        """Forget a request that has ended, and what it made."""
+        job = self._job(call)
+        if job.status != "COMPLETED":
+            raise FalError(400, "The request has not ended: cancel it first.", "bad_request")
+        made = [asyncio.wrap_future(self.store.delete(stored)) for stored in self.store.made_by(job.id)]
+        await asyncio.gather(self.queue.forget(job), *made)
+        return web.Response(status=204)
 
     async def openapi(self, call: Call) -> web.Response:
         app = call.query.get("endpoint_id", "")
@@ -237,19 +264,20 @@ class Service:
 
     async def proxy(self, call: Call) -> web.StreamResponse:
         """One address for all: where the call really goes is said in a header."""
-        target = urlsplit(call.request.headers.get("x-fal-target-url", ""))
-        own = urlsplit(call.origin)
-        if target.netloc == own.netloc and target.path.startswith(own.path + "/"):
-            path = target.path[len(own.path) :]
-        elif target.scheme == "https" and target.netloc in _HOSTED:
-            path = _HOSTED[target.netloc] + target.path
-        else:
-            raise FalError(400, "Invalid request: x-fal-target-url must be an address of the API.", "bad_request")
-        if path == "/proxy":
+        if call.proxied:
             raise FalError(400, "Invalid request: the proxy does not call itself.", "bad_request")
-        path = path if path == "/" else path.rstrip("/")
-        query = dict(parse_qsl(target.query, keep_blank_values=True))
-        return await self._dispatch(Call(call.request, path, query, call.origin))
+        name = "x-fal-target-url"
+        target, path, query = gate.parse_target(call.request.headers.get(name, ""), f"Invalid request: {name}")
+        own = gate.parse_address(call.origin, "The server's own address")
+        if target.netloc == own.netloc and path.startswith(own.path + "/"):
+            path = path[len(own.path) :]
+        elif target.scheme == "https" and target.netloc in _HOSTED:
+            path = _HOSTED[target.netloc] + path
+        if not path.startswith(_ROOMS):
+            raise FalError(400, f"Invalid request: {name} must be an address of the API.", "bad_request")
+        return await self._dispatch(
+            Call(call.request, path.rstrip("/"), query, call.origin, call.limits, proxied=True)
+        )  # fmt: skip
 
     # What they share
 
@@ -260,10 +288,24 @@ class Service:
             self._check_webhook(webhook)
         low = call.request.headers.get("X-Fal-Queue-Priority", "normal").lower() == "low"
         within, lifetime = call.seconds("X-Fal-Request-Timeout"), call.lifetime()
-        body = await call.body(MAX_BODY)
-        return self.queue.submit(
-            app, call.owner, call.origin, body, webhook=webhook, low=low, start_within=within, lifetime=lifetime
-        )
+        self.queue.check_room(call.owner)
+        limit = self.config.limits.body
+        async with self._spool.take(call.owner, call.chunks(limit), limit) as body:
+            await self._check_kind(body)
+            return await self.queue.submit(
+                app, call.owner, call.origin, body, webhook=webhook, low=low, start_within=within, lifetime=lifetime
+            )
+
+    async def _check_kind(self, body: Spooled) -> None:
+        """Raises FalError: 413, what is not data URIs is too long."""
+        most, path = self.config.limits.json, body.path
+
+        def check(place: Path) -> None:
+            if len(split(place.read_bytes()).text) > most:
+                raise too_long(most)
+
+        if path is not None and body.size > most:
+            await self.pools.parsing.run("", check, path)
 
     def _check_webhook(self, webhook: str) -> None:
         if self._webhook_key is None:
@@ -282,7 +324,7 @@ class Service:
             return state | {"queue_position": self.queue.position(job)}
         state["logs"] = job.logs[since:] if logs else None
         if job.status == "COMPLETED":
-            state["metrics"] = {"inference_time": job.ended - job.started if job.ended and job.started else None}
+            state["metrics"] = {"inference_time": job.seconds}
             if job.status_code != 200:
                 detail = job.answer["detail"]
                 state["error"] = detail if isinstance(detail, str) else f"Invalid status code: {job.status_code}"
@@ -292,16 +334,28 @@ class Service:
     def _ended(self, job: Job, call: Call) -> web.Response:
         return answer(_result(job, call.origin), job.status_code, {**job.headers, **_id(job)})
 
+    @contextmanager
+    def _waiting(self, call: Call) -> Iterator[None]:
+        """Around a call that may take as long as the job. Raises FalError: 429, the key has too many of them."""
+        if self._waits[call.owner] >= self.config.limits.waits_per_key:
+            raise FalError(429, "Too many calls of your key wait for their end: ask for the status instead.")
+        self._waits[call.owner] += 1
+        try:
+            yield
+        finally:
+            self._waits[call.owner] -= 1
+
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP)
             self.queue.sweep()
             self.store.sweep()
+            self._parts.sweep()
 
 
 _CORS = {
     "Access-Control-Allow-Origin": "*",
-    "Access-Control-Allow-Methods": "GET, POST, PUT, OPTIONS",
+    "Access-Control-Allow-Methods": "GET, POST, PUT, DELETE, OPTIONS",
     "Access-Control-Allow-Headers": "*, Authorization",
     "Access-Control-Expose-Headers": "*",
 }
@@ -335,6 +389,8 @@ def _result(job: Job, origin: str = "") -> Any:
     return {**job.answer, "model_glb": {**made, "url": (origin or job.origin) + made["url"]}}
 
 
-def mount(service: Service, app: web.Application) -> None:
-    """Serve it from an application of aiohttp."""
-    app.router.add_route("*", service.config.prefix + "/{tail:.*}", service.handle)
+async def _end_unread(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Answer and hang up. A host's own server would unpack the body that was refused, to throw it away."""
+    await response.prepare(request)
+    await response.write_eof()
+    request.protocol.force_close()

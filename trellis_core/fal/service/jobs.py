@@ -1,82 +1,64 @@
-"""Jobs: one line of them, a runner that works it off, and a record of each on disk, so that none is lost in silence.
+"""Jobs: one line of them, and a runner that works it off; each is on the disk before its client hears of it.
 
-States are those of the protocol: IN_QUEUE, IN_PROGRESS, COMPLETED, and an error is a completion too (spec E 1.3). After a
-restart, jobs that were waiting wait again, in their order; those that ran are completed with an error that says so.
+States are those of the protocol: IN_QUEUE, IN_PROGRESS, COMPLETED, and an error is a completion too (docs/method/fal.md).
+After a restart, jobs that were waiting wait again, in their order; those that ran are completed with an error that says so.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import os
 import threading
 import time
 import uuid
 from bisect import bisect_left, insort
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
-from ...context import RunContext
 from ...errors import Cancelled, EmptyResultError, InputError, TrellisError
 from ...fetch import FetchError
 from ..errors import FalError, cancelled, field_error, not_found
-from .store import FileStore, disk_errors
+from .config import ServiceConfig
+from .http.spool import Spooled
+from .state.accounts import Accounts
+from .state.database import Database
+from .state.records import Record, Records, as_dict
+from .work import Runner, Watch, Work
 
 MAX_LOGS = 500
 """Lines that a job may log."""
-LOG_STEP = 0.05
-"""Progress is logged when it has grown by this much, or names another step."""
+PATIENCE = 5.0
+"""Seconds that a job which waits for somebody else keeps its turn."""
+LENT = 4
+"""Jobs of one key that may have lent their turn; more of its jobs are not begun."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass
-class Job:
-    """A request and what became of it. Everything up to `webhook_tries` is kept on disk; the input lies beside it.
-
-    Attributes:
-        owner: fingerprint of the key it came with.
-        origin: address of the service as the client sees it.
-        line: place in the line: priority, then number of arrival.
-        status_code, answer: how it ended: HTTP status and JSON body. Addresses of own files begin with "/".
-        lifetime: seconds that the result is kept, None for the store's own.
-        start_by: Unix time at which it is given up if it still waits.
-    """
-
-    id: str
-    app: str
-    owner: str
-    origin: str
-    line: tuple[int, int]
-    created: float
-    input_size: int
-    webhook: str = ""
-    lifetime: float | None = None
-    start_by: float | None = None
-    status: str = "IN_QUEUE"
-    started: float | None = None
-    ended: float | None = None
-    logs: list[dict[str, str]] = field(default_factory=list)
-    status_code: int = 0
-    answer: Any = None
-    headers: dict[str, str] = field(default_factory=dict)
-    error_type: str = ""
-    webhook_tries: int = 0
+class Job(Record):
+    """A request, while the service runs."""
 
     def __post_init__(self) -> None:
-        self.line = (self.line[0], self.line[1])
         self.cancel = threading.Event()
         self.changed = asyncio.Event()
+        self.began: float | None = None
+
+    @property
+    def line(self) -> tuple[int, int]:
+        """Place in the line: priority, then number of arrival."""
+        return self.priority, self.arrival
 
     def log(self, message: str, level: str = "INFO") -> None:
         """One line that the client can read."""
-        if len(self.logs) < MAX_LOGS:
+        if len(self.logs) < MAX_LOGS and self.status != "COMPLETED":
             now = datetime.now(timezone.utc).isoformat()
-            self.logs.append({"message": message, "timestamp": now, "level": level, "source": "USER"})
+            self.logs.append({"message": message[:2000], "timestamp": now, "level": level, "source": "USER"})
         self.tell()
 
     def tell(self) -> None:
@@ -85,101 +67,50 @@ class Job:
         event.set()
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a runner gets: the job's endpoint, its input as it was sent, the service's own address, and how many seconds
-    the result is to be kept (None: as long as it may)."""
-
-    request_id: str
-    app: str
-    body: Path
-    origin: str
-    lifetime: float | None = None
-
-
-class Watch:
-    """A runner's line back to the queue. All of it may be used from any thread."""
-
-    def __init__(self, queue: JobQueue, job: Job) -> None:
-        self._queue, self._job = queue, job
-        self._loop = asyncio.get_running_loop()
-        self._last = -1.0, ""
-        self.ctx = RunContext(on_progress=self.progress, is_cancelled=job.cancel.is_set)
-
-    def started(self) -> None:
-        """The work begins now; only runners that keep a line of their own need to say so."""
-        self._loop.call_soon_threadsafe(self._queue._start, self._job)
-
-    def progress(self, fraction: float, step: str) -> None:
-        """Logged as "42 % shape", not more often than somebody would read."""
-        done, name = self._last
-        if step != name or fraction >= done + LOG_STEP or (fraction >= 1.0 > done):
-            self._last = fraction, step
-            self.log(f"{100 * fraction:.0f} % {step}".rstrip())
-
-    def log(self, message: str, level: str = "INFO") -> None:
-        """One line that the client can read."""
-        self._loop.call_soon_threadsafe(self._job.log, message, level)
-
-
-class Runner(Protocol):
-    """Does the work. `slots` is how many jobs it takes at a time; None for one that keeps a line of its own."""
-
-    slots: int | None
-
-    async def run(self, work: Work, watch: Watch) -> dict[str, Any]:
-        """The job's answer. Raises FalError, or any error of this library; asyncio cancels it to drop a waiting job."""
-        ...
-
-
 class JobQueue:
     """All jobs of a service.
 
     Args:
-        folder: is made if it is not there; belongs to this queue alone.
-        store: counts the inputs against its quota.
-        keep: seconds that a record is kept after its end.
-        longest: jobs that may wait at a time.
+        accounts: count the inputs of those that wait.
         on_end: called with every job that has ended and has a webhook.
+        on_forget: called with the id of every job that is forgotten because its key has too many.
     """
 
     def __init__(
-        self, folder: Path, runner: Runner, store: FileStore, *, keep: float, longest: int,
+        self, config: ServiceConfig, database: Database, records: Records, accounts: Accounts, runner: Runner,
         on_end: Callable[[Job], Awaitable[None]] | None = None,
     ) -> None:  # fmt: skip
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._folder, self._runner, self._store = folder, runner, store
-        self._keep, self._longest, self._on_end = keep, longest, on_end
+        self._config, self._database, self._records, self._accounts = config, database, records, accounts
+        self._runner, self._on_end = runner, on_end
         self._jobs: dict[str, Job] = {}
         self._line: list[tuple[tuple[int, int], str]] = []
+        self._waiting: Counter[str] = Counter()
+        self._coming = 0
+        self._ended: dict[str, dict[str, None]] = defaultdict(dict)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._others: set[asyncio.Task[None]] = set()
-        self._arrivals = 0
+        self._turns: set[str] = set()
+        self._lent: dict[str, str] = {}
+        self._returning: list[tuple[tuple[int, int], str, asyncio.Future[None]]] = []
         self._closing = False
 
-    async def open(self) -> None:
-        """Read the records of earlier runs, and go on where they ended."""
-        for left in [*self._folder.glob("*.draft"), *self._folder.glob("*.input")]:  # half written when a run ended
-            if left.suffix == ".draft" or not left.with_suffix(".job").exists():
-                left.unlink()
-        for path in sorted(self._folder.glob("*.job")):
-            try:
-                job = Job(**json.loads(path.read_text()))
-            except (ValueError, TypeError):
-                _log.error("The record %s is damaged and left alone.", path)
-                continue
+    async def open(self, kept: list[Record]) -> None:
+        """Go on where earlier runs ended; `kept` are their records."""
+        jobs = [Job(**as_dict(record)) for record in kept]
+        for job in sorted(jobs, key=lambda job: job.ended or 0.0):
             self._jobs[job.id] = job
-            self._arrivals = max(self._arrivals, job.line[1] + 1)
-            self._store.used += job.input_size if job.status != "COMPLETED" else 0
-        for job in sorted(self._jobs.values(), key=lambda job: job.line):
+            if job.status == "COMPLETED":
+                self._ended[job.owner][job.id] = None
+            else:
+                self._accounts.count(job.owner, job.input_size)
+        for job in jobs:
             if job.status == "IN_QUEUE" and job.start_by is not None and job.start_by <= time.time():
-                self._expire(job)
+                await self._settle(job, _too_late(job))
             elif job.status == "IN_QUEUE":
-                self._limit(job)
                 self._enqueue(job)
             elif job.status == "IN_PROGRESS":
                 why = "failed: restarted. The server was restarted while the job ran; submit it again."
-                self._end(job, FalError(500, why, "runner_server_error"))
+                await self._settle(job, FalError(500, why, "runner_server_error"))
             elif job.webhook:
                 self._announce(job)
 
@@ -188,37 +119,45 @@ class JobQueue:
         self._closing = True
         for job in self._jobs.values():
             job.cancel.set()
+            job.tell()
         tasks = [*self._tasks.values(), *self._others]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def submit(
-        self, app: str, owner: str, origin: str, body: bytes, *, webhook: str = "", low: bool = False,
+    @property
+    def closing(self) -> bool:
+        """Whether the service ends."""
+        return self._closing
+
+    def check_room(self, owner: str) -> None:
+        """Raises FalError: 503, the line is too long."""
+        if len(self._line) + self._coming >= self._config.longest or self._waiting[owner] >= self._config.waiting_per_key:
+            raise FalError(503, "Too many requests are waiting, try again later.", "runner_scheduling_failure")
+
+    async def submit(
+        self, app: str, owner: str, origin: str, body: Spooled, *, webhook: str = "", low: bool = False,
         start_within: float | None = None, lifetime: float | None = None,
     ) -> Job:  # fmt: skip
-        """Put a job into the line.
+        """Put a job into the line; it is on the disk when this returns.
 
         Raises:
-            FalError: 503 the line is too long; 507 no room for its input.
+            FalError: 503 the line is too long; 507 the disk is full.
         """
-        if len(self._line) >= self._longest:
-            raise FalError(503, "Too many requests are waiting, try again later.", "runner_scheduling_failure")
-        self._store.reserve(len(body))
-        line, self._arrivals = (int(low), self._arrivals), self._arrivals + 1
+        self.check_room(owner)
         now = time.time()
         start_by = None if start_within is None else now + start_within
-        job = Job(str(uuid.uuid4()), app, owner, origin, line, now, len(body), webhook, lifetime, start_by)
+        job = Job(str(uuid.uuid4()), owner, app, origin, int(low), 0, now, body.size, webhook, lifetime, start_by)
+        self._coming += 1
+        self._accounts.count(owner, body.size)
         try:
-            with disk_errors():
-                self._input(job).write_bytes(body)
-                self._save(job)
+            await self._records.add(job, body)
         except BaseException:
-            self._store.release(len(body))
-            self._input(job).unlink(missing_ok=True)
+            self._accounts.release(owner, body.size)
             raise
+        finally:
+            self._coming -= 1
         self._jobs[job.id] = job
-        self._limit(job)
         self._enqueue(job)
         return job
 
@@ -233,134 +172,197 @@ class JobQueue:
         """How many are before it in the line."""
         return bisect_left(self._line, (job.line, job.id))
 
-    def cancel(self, job: Job) -> bool:
+    async def cancel(self, job: Job) -> bool:
         """Take a job back; False if it has ended before. One that runs may still finish."""
         if job.status == "COMPLETED":
             return False
         job.cancel.set()
         if job.status == "IN_QUEUE":
-            self._drop(job, cancelled())
+            await self._drop(job, cancelled())
+        elif job.id in self._lent and (task := self._tasks.get(job.id)):
+            task.cancel()
         return True
 
     async def ended(self, job: Job) -> None:
-        """Wait until it has."""
-        while job.status != "COMPLETED":
+        """Wait until it has, or the service ends."""
+        while job.status != "COMPLETED" and not self._closing:
             await job.changed.wait()
+
+    def forget(self, job: Job) -> asyncio.Future[None]:
+        """Drop the record of a job that has ended; the future is done when that is on the disk."""
+        self._jobs.pop(job.id, None)
+        self._ended[job.owner].pop(job.id, None)
+        return asyncio.wrap_future(self._database.post(self._records.removing(job)))
 
     def sweep(self) -> None:
         """Forget jobs that ended long ago."""
-        for job in [j for j in self._jobs.values() if j.ended is not None and j.ended + self._keep < time.time()]:
-            del self._jobs[job.id]
-            self._record(job).unlink(missing_ok=True)
+        for job in [j for j in self._jobs.values() if j.ended is not None and j.ended + self._config.keep < time.time()]:
+            self.forget(job)
+
+    def save_tries(self, job: Job) -> None:
+        """Keep how often its webhook was tried."""
+        if job.id in self._jobs:
+            self._database.post(self._records.saving(job, "webhook_tries"))
+
+    # Turns
+
+    @contextmanager
+    def lending(self, job: Job) -> Iterator[None]:
+        """Inside, a job that takes longer than `PATIENCE` gives its turn to others."""
+        handle = asyncio.get_running_loop().call_later(PATIENCE, self._lend, job)
+        try:
+            yield
+        finally:
+            handle.cancel()
+
+    def _lend(self, job: Job) -> None:
+        if job.id in self._turns:
+            self._turns.discard(job.id)
+            self._lent[job.id] = job.owner
+            self._fill()
+
+    async def take_turn(self, job: Job) -> None:
+        """Wait until a job that has lent its turn has one again."""
+        if job.id not in self._lent:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        insort(self._returning, (job.line, job.id, future))
+        self._fill()
+        await future
+
+    def _fill(self) -> None:
+        slots = self._runner.slots or 0
+        while len(self._turns) < slots and not self._closing:
+            if self._returning:
+                _, job_id, future = self._returning.pop(0)
+                if not future.done():
+                    del self._lent[job_id]
+                    self._turns.add(job_id)
+                    future.set_result(None)
+            elif job := self._next():
+                self._turns.add(job.id)
+                self.start(job)
+                self._begin(job)
+            else:
+                return
+
+    def _next(self) -> Job | None:
+        """The first in the line, but none of a key whose jobs wait for others too often already."""
+        lent = Counter(self._lent.values())
+        ready = (self._jobs[job_id] for _, job_id in self._line)
+        return next((job for job in ready if lent[job.owner] < LENT), None)
 
     # The line
 
     def _enqueue(self, job: Job) -> None:
         insort(self._line, (job.line, job.id))
+        self._waiting[job.owner] += 1
+        if job.start_by is not None:
+            asyncio.get_running_loop().call_later(job.start_by - time.time(), self._expire, job)
         if self._runner.slots is None:
             self._begin(job)
         else:
             self._fill()
 
-    def _fill(self) -> None:
-        while self._line and not self._closing and len(self._tasks) < (self._runner.slots or 0):
-            job = self._jobs[self._line[0][1]]
-            self._start(job)
-            self._begin(job)
-
     def _begin(self, job: Job) -> None:
         self._tasks[job.id] = asyncio.create_task(self._run(job))
 
-    def _start(self, job: Job) -> None:
-        if job.status == "IN_QUEUE":
+    def start(self, job: Job) -> None:
+        """The work on it begins."""
+        if job.status == "IN_QUEUE" and job.id in self._jobs:
             self._leave(job)
-            job.status, job.started = "IN_PROGRESS", time.time()
-            self.save(job)
+            job.status, job.began = "IN_PROGRESS", time.monotonic()
+            self._database.post(self._records.saving(job, "status"))
             job.tell()
 
     def _leave(self, job: Job) -> None:
         place = self.position(job)
         if place < len(self._line) and self._line[place][1] == job.id:
             del self._line[place]
+            self._waiting[job.owner] -= 1
             for _, other in self._line[place:]:
                 self._jobs[other].tell()
 
-    def _drop(self, job: Job, why: FalError) -> None:
+    async def _drop(self, job: Job, why: FalError) -> None:
         self._leave(job)
-        self._end(job, why)
+        await self._settle(job, why)
         if task := self._tasks.get(job.id):
             task.cancel()
 
-    def _limit(self, job: Job) -> None:
-        if job.start_by is not None:
-            asyncio.get_running_loop().call_later(job.start_by - time.time(), self._expire, job)
-
     def _expire(self, job: Job) -> None:
-        if job.status == "IN_QUEUE" and job.start_by is not None and not self._closing:
-            why = f"The request did not start within {job.start_by - job.created:.3g} seconds."
-            self._drop(job, FalError(504, why, "request_timeout", {"X-Fal-Request-Timeout-Type": "user"}))
+        if job.status == "IN_QUEUE" and not self._closing:
+            self._keep_task(self._drop(job, _too_late(job)))
 
     async def _run(self, job: Job) -> None:
-        work = Work(job.id, job.app, self._input(job), job.origin, job.lifetime)
+        work = Work(job.id, job.app, lambda: self._records.body(job), job.origin, job.lifetime, job.owner)
         try:
-            answer = await self._runner.run(work, Watch(self, job))
-            self._leave(job)
-            self._end(job, answer)
+            how: dict[str, Any] | FalError = await self._runner.run(work, Watch(_JobInLine(self, job)))
         except asyncio.CancelledError:
-            if not self._closing and job.status != "COMPLETED":
-                self._leave(job)
-                self._end(job, cancelled())
+            how = cancelled()
         except Exception as error:
+            how = _as_answer(error, job)
+        try:
             if not self._closing:
                 self._leave(job)
-                self._end(job, _as_answer(error, job))
+                await self._settle(job, how)
         finally:
             self._tasks.pop(job.id, None)
+            self._turns.discard(job.id)
+            self._lent.pop(job.id, None)
             self._fill()
 
-    def _end(self, job: Job, how: dict[str, Any] | FalError) -> None:
-        if job.status == "COMPLETED":
+    async def _settle(self, job: Job, how: dict[str, Any] | FalError) -> None:
+        """End a job: on the disk first, then for everybody to see."""
+        if job.status == "COMPLETED" or job.ended is not None:
             return
         if isinstance(how, FalError):
             job.status_code, job.answer, job.headers, job.error_type = how.status, how.body, how.headers, how.error_type
             job.log(str(how), "ERROR")
         else:
             job.status_code, job.answer = 200, how
-        job.status, job.ended = "COMPLETED", time.time()
-        self._input(job).unlink(missing_ok=True)
-        self._store.release(job.input_size)
-        self.save(job)
+        job.ended = time.time()
+        job.seconds = None if job.began is None else time.monotonic() - job.began
+        ended = Record(**as_dict(job) | {"status": "COMPLETED"})
+        try:
+            await self._database.run(self._records.ending(ended))
+        except FalError as error:  # it was told already; with a full disk the job goes on without
+            _log.error("The end of job %s is not on the disk: %s", job.id, error)
+        job.status = "COMPLETED"
+        self._accounts.release(job.owner, job.input_size)
         job.tell()
+        self._count_ended(job)
         if job.webhook:
             self._announce(job)
 
+    def _count_ended(self, job: Job) -> None:
+        ended = self._ended[job.owner]
+        ended[job.id] = None
+        while len(ended) > self._config.limits.records_per_key:
+            self.forget(self._jobs[next(iter(ended))])
+
     def _announce(self, job: Job) -> None:
         if self._on_end is not None:
-            task = asyncio.create_task(self._on_end(job))
-            self._others.add(task)
-            task.add_done_callback(self._others.discard)
+            self._keep_task(self._on_end(job))
 
-    # Records
+    def _keep_task(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._others.add(task)
+        task.add_done_callback(self._others.discard)
 
-    def save(self, job: Job) -> None:
-        """Write its record after a change. With a full disk the job goes on without it."""
-        if job.id in self._jobs:
-            try:
-                self._save(job)
-            except OSError as error:
-                _log.error("The record of job %s cannot be written: %s", job.id, error)
 
-    def _save(self, job: Job) -> None:
-        path = self._record(job)
-        draft = path.with_suffix(".draft")
-        draft.write_text(json.dumps(asdict(job)))
-        os.replace(draft, path)
+class _JobInLine:
+    """What the runner of a job may do to it."""
 
-    def _record(self, job: Job) -> Path:
-        return self._folder / f"{job.id}.job"
+    def __init__(self, queue: JobQueue, job: Job) -> None:
+        self.cancel, self.log = job.cancel, job.log
+        self.start = partial(queue.start, job)
+        self.lending = partial(queue.lending, job)
+        self.take_turn = partial(queue.take_turn, job)
 
-    def _input(self, job: Job) -> Path:
-        return self._folder / f"{job.id}.input"
+
+def _too_late(job: Job) -> FalError:
+    why = f"The request did not start within {(job.start_by or 0.0) - job.created:.3g} seconds."
+    return FalError(504, why, "request_timeout", {"X-Fal-Request-Timeout-Type": "user"})
 
 
 def _as_answer(error: Exception, job: Job) -> FalError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,9 +14,10 @@ from ...errors import WeightsError
 from ...settings import LORA_FIELD, resolve_seed
 from ..endpoints import result
 from ..errors import field_error
-from .inputs import Inputs, Reader
-from .jobs import Watch, Work
-from .store import FileStore
+from .inputs import Inputs, Reader, room_for
+from .pools import Pools
+from .state.files import FileStore
+from .work import Watch, Work
 
 if TYPE_CHECKING:
     from ...family import Family
@@ -60,28 +60,52 @@ def maker(family: Family, matte: Matte | None, device: str = "cpu") -> Make:
 
 
 class LocalRunner:
-    """Reads requests and makes their models in threads of this process, `slots` at a time."""
+    """Reads requests and makes their models in threads of this process, as many at a time as `pools` says."""
 
-    def __init__(self, make: Make, reader: Reader, store: FileStore, slots: int = 1) -> None:
-        self._make, self._reader, self._store, self.slots = make, reader, store, slots
+    def __init__(self, make: Make, reader: Reader, store: FileStore, pools: Pools) -> None:
+        self._make, self._reader, self._store, self._pools, self.slots = make, reader, store, pools, pools.slots
 
     async def run(self, work: Work, watch: Watch) -> dict[str, Any]:
-        return await asyncio.to_thread(produce, self._make, self._reader, self._store, work, watch)
+        async with watch.aside():
+            fetched = await self._pools.downloads.run(work.owner, self._reader.fetch, work, watch.ctx)
+        try:
+            return await self._pools.work.run("", produce, self._make, self._reader, self._store, work, watch, fetched)
+        finally:
+            self._reader.discard(fetched)
 
 
-def produce(make: Make, reader: Reader, store: FileStore, work: Work, watch: Watch) -> dict[str, Any]:
+def produce(
+    make: Make, reader: Reader, store: FileStore, work: Work, watch: Watch, fetched: Mapping[str, Path]
+) -> dict[str, Any]:
     """One request from its body to its answer. Blocks; errors are those of `Reader.read` and of the library."""
-    inputs = reader.read(work, watch)
+    inputs = reader.read(work, watch, fetched)
+    with room_kept(work, inputs, store):
+        try:
+            made = make(inputs, watch.ctx)
+        finally:
+            reader.discard(inputs.loras)
+        return answer_for(work, inputs, made, store)
+
+
+@contextmanager
+def room_kept(work: Work, inputs: Inputs, store: FileStore) -> Iterator[None]:
+    """Room for the model, kept from before the work until the model is there.
+
+    Raises:
+        FalError: 507, there is none.
+    """
+    size = room_for(inputs.settings)
+    store.accounts.reserve(work.owner, size)
     try:
-        made = make(inputs, watch.ctx)
+        yield
     finally:
-        reader.discard(inputs.loras)
-    return answer_for(work, inputs, made, store)
+        store.accounts.release(work.owner, size)
 
 
 def answer_for(work: Work, inputs: Inputs, made: Made, store: FileStore) -> dict[str, Any]:
     """Keep the model, and say so as the endpoint does."""
-    file = store.put_bytes(made.glb, f"{work.request_id}.glb", "model/gltf-binary", work.lifetime)
+    name = f"{work.request_id}.glb"
+    file = store.put_bytes(made.glb, name, "model/gltf-binary", work.lifetime, work.owner, work.request_id)
     described = {"url": file.address, "content_type": file.content_type, "file_name": file.name, "file_size": file.size}
     return result(work.app, inputs.settings, made.seed, described)
 

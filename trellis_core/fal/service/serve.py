@@ -8,6 +8,8 @@ import contextlib
 import logging
 import os
 import signal
+import socket
+import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +17,18 @@ from typing import TYPE_CHECKING
 
 from ...errors import InputError
 from ...files import user_state
+from .config import GB, ServiceConfig
+from .http.gate import LOOPBACK
 
 if TYPE_CHECKING:
-    from .app import Service, ServiceConfig
-    from .jobs import Runner
+    from .app import Service
+    from .work import Runner
 
 KEY_VARIABLE = "TRELLIS_SERVER_KEY"
 SHORTEST_KEY = 16
+LAST_WORDS = 1.0
+"""Seconds that calls have to end by themselves when the service stops, before they are cut off."""
+BACKLOG = 512
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,8 +49,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trust", action="append", default=[], metavar="HOST[:PORT]",
         help="a host in a private network that requests may name in addresses and webhooks; can be given again",
     )  # fmt: skip
+    parser.add_argument(
+        "--origin", action="append", default=[], metavar="URL",
+        help="a web page, as https://host:port, that may use a service without a key; can be given again",
+    )  # fmt: skip
     parser.add_argument("--quota", type=float, default=20.0, metavar="GB", help="of all files together (default: 20)")
+    parser.add_argument(
+        "--key-quota", type=float, metavar="GB", help="of the files of one key (default: half of --quota if there are several)"
+    )
+    parser.add_argument(
+        "--when-full", choices=("refuse", "oldest"), default="refuse",
+        help="what happens to a job whose model would not fit: it is refused before the work, or its key's oldest results are "
+        "thrown away (default: refuse)",
+    )  # fmt: skip
     parser.add_argument("--keep", type=float, default=24.0, metavar="HOURS", help="how long files are kept (default: 24)")
+    parser.add_argument("--waiting", type=int, default=2000, metavar="N", help="jobs that may wait (default: 2000)")
+    parser.add_argument(
+        "--key-waiting", type=int, metavar="N",
+        help="jobs of one key that may wait (default: three quarters of --waiting if there are several keys)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--connections", type=int, default=512, metavar="N", help="connections that may be open at a time (default: 512)"
+    )
+    parser.add_argument(
+        "--address-connections", type=int, default=256, metavar="N",
+        help="of one address; behind a reverse proxy, which is one address, give as many as --connections (default: 256)",
+    )  # fmt: skip
     parser.add_argument("--weights", default="mini", metavar="NAME|PATH", help="as for generate (default: mini)")
     parser.add_argument("--device", default="cpu", help="where networks compute: cpu, cuda, mps (default: cpu)")
     parser.add_argument("--slots", type=int, default=1, help="models that are made at a time (default: 1)")
@@ -58,13 +89,23 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(f"The service needs the package {error.name}: pip install aiohttp cryptography") from None
     from ...family import load_family
     from ...image.matting import key_plain_background, load_rembg
+    from .http.logs import set_up
     from .local import LocalRunner, maker
 
+    set_up()
     service = Service(config(options))
     matte = load_rembg() if options.matting else key_plain_background
     make = maker(load_family(options.weights), matte, options.device)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    asyncio.run(serve(service, LocalRunner(make, service.reader, service.store, options.slots), options.host, options.port))
+    run_service(service, LocalRunner(make, service.reader, service.store, service.pools), options.host, options.port)
+
+
+def run_service(service: Service, runner: Runner, host: str, port: int) -> None:
+    """Serve until a signal; ends within five seconds of it, whatever is still being done."""
+    asyncio.run(serve(service, runner, host, port))
+    if service.pools.busy:  # work that does not hear that it is to stop; what it would have made is not waited for
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def config(options: argparse.Namespace) -> ServiceConfig:
@@ -74,16 +115,21 @@ def config(options: argparse.Namespace) -> ServiceConfig:
         InputError: others would reach it, and there is no key, or a short one.
     """
     made = config_for(options.host, options.data, "/fal", options.key)
+    limits = replace(
+        made.limits,
+        connections=options.connections,
+        connections_per_address=min(options.connections, options.address_connections),
+    )
     return replace(
-        made, public_url=options.public_url, trusted=tuple(options.trust), quota=int(options.quota * 2**30),
-        keep=options.keep * 3600,
+        made, public_url=options.public_url, trusted=tuple(options.trust), origins=tuple(map(str.lower, options.origin)),
+        quota=int(options.quota * GB), quota_per_key=None if options.key_quota is None else int(options.key_quota * GB),
+        oldest_give_way=options.when_full == "oldest", keep=options.keep * 3600, slots=options.slots,
+        longest=options.waiting, longest_per_key=options.key_waiting, limits=limits,
     )  # fmt: skip
 
 
 def config_for(host: str, data: Path, prefix: str, keys: Sequence[str] = ()) -> ServiceConfig:
     """A set-up with these keys and those of the environment; the same errors."""
-    from .app import LOOPBACK, ServiceConfig
-
     keys = tuple(key.strip() for key in [*keys, *os.environ.get(KEY_VARIABLE, "").split(",")] if key.strip())
     if host not in LOOPBACK and not keys:
         raise InputError(
@@ -96,13 +142,21 @@ def config_for(host: str, data: Path, prefix: str, keys: Sequence[str] = ()) -> 
 
 
 async def serve(service: Service, runner: Runner, host: str, port: int) -> None:
-    """Listen and work until cancelled or told to stop by a signal."""
+    """Listen and work until cancelled or told to stop by a signal; a second signal ends the process at once."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def told() -> None:
+        stop.set()
+        for number in numbers:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+
     async with running(service, runner, host, port) as address:
         print(f"Serving {address}. Stop with Ctrl-C.", flush=True)
-        stop = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in numbers:
             with contextlib.suppress(NotImplementedError, RuntimeError):  # Windows; or not the main thread
-                asyncio.get_running_loop().add_signal_handler(number, stop.set)
+                loop.add_signal_handler(number, told)
         await stop.wait()
 
 
@@ -111,22 +165,41 @@ async def running(service: Service, runner: Runner, host: str, port: int) -> Asy
     """A server around `service`, listening inside the block; yields its address. Port 0 takes a free one."""
     from aiohttp import web
 
-    from .app import mount
+    from .http.connections import Connections
 
-    app = web.Application(client_max_size=0)
-    mount(service, app)
-    server = web.AppRunner(app, access_log=None)
-    await server.setup()
-    site = web.TCPSite(server, host, port)
     try:
-        await site.start()
+        sockets = _listen(host, port)
     except OSError as error:
-        await server.cleanup()
+        await service.close()
         raise InputError(f"Nothing can listen on {host}:{port}: {error.strerror or error}.") from error
     await service.open(runner)
+    connections = Connections(service.handle, service.config.limits)
+    server = web.ServerRunner(connections, shutdown_timeout=LAST_WORDS)
+    await server.setup()
+    for sock in sockets:
+        await web.SockSite(server, sock, backlog=BACKLOG).start()
     try:
-        port = server.addresses[0][1]
+        port = sockets[0].getsockname()[1]
         yield f"http://{f'[{host}]' if ':' in host else host}:{port}{service.config.prefix}"
     finally:
-        await service.close()
+        for site in list(server.sites):
+            await site.stop()
+        await service.stop()
         await server.cleanup()
+        connections.close()
+        await service.close()
+
+
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets on all addresses that a name stands for; bound before anything else is begun."""
+    sockets: list[socket.socket] = []
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    try:
+        for family, address in dict.fromkeys((entry[0], entry[4]) for entry in found):
+            place = (address[0], sockets[0].getsockname()[1] if sockets else port, *address[2:])
+            sockets.append(socket.create_server(place, family=family, backlog=BACKLOG))
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets

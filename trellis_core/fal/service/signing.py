@@ -1,15 +1,12 @@
-"""The service's own secrets: signed addresses and tokens, the keys of webhooks, and who a client is (spec E 1.5, 1.6)."""
+"""The service's own secrets: signed addresses and tokens, the keys of webhooks, and who a client is (docs/method/fal.md)."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import hmac
-import os
-import secrets
 import time
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
@@ -42,8 +39,8 @@ class Keys:
 class Signer:
     """Makes and checks short strings that only this service can have made."""
 
-    def __init__(self, file: Path) -> None:
-        self._secret = hashlib.sha256(b"signer" + _secret_file(file)).digest()
+    def __init__(self, secret: bytes) -> None:
+        self._secret = hashlib.sha256(b"signer" + secret).digest()
 
     def sign(self, *parts: str, seconds: float) -> str:
         """A token for exactly these parts, good for `seconds`: "<expires>.<signature>"."""
@@ -68,12 +65,12 @@ class WebhookKey:
         InputError: the package cryptography is not installed.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, secret: bytes) -> None:
         try:
             from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
         except ImportError:
             raise InputError("Webhooks are signed with the package cryptography: pip install cryptography") from None
-        self._key = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(b"webhooks" + _secret_file(file)).digest())
+        self._key = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(b"webhooks" + secret).digest())
 
     def jwks(self) -> dict[str, Any]:
         """The public key, as a JSON web key set."""
@@ -90,14 +87,3 @@ class WebhookKey:
             "X-Fal-Webhook-Timestamp": now,
             "X-Fal-Webhook-Signature": self._key.sign(message.encode()).hex(),
         }
-
-
-def _secret_file(file: Path) -> bytes:
-    """32 random bytes that only this user may read; made once."""
-    try:
-        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return file.read_bytes()
-    with os.fdopen(handle, "wb") as new:
-        new.write(secret := secrets.token_bytes(32))
-    return secret

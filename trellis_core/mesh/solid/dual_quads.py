@@ -95,59 +95,55 @@ def dual_quads(vertices: Array, faces: Array, resolution: int, cells: Array | No
         return None
     place = (vertices.astype(np.float32) + np.float32(0.5)) * np.float32(resolution)
     cells = np.floor(place).astype(np.int64) if cells is None else cells.astype(np.int64)
-    if _read(faces[:_TASTE], cells) is None or (read := _read(faces, cells)) is None:
-        return None
-    corner, diagonal, axis, low = read
     first = cells.min(axis=0) - MARGIN
     shape = tuple(int(n) for n in cells.max(axis=0) + 2 + MARGIN - first)
     lattice = Lattice(first / resolution - 0.5, 1 / resolution, shape)
-    strides = np.array(lattice.strides)
-    cell = (cells - first) @ strides
+    cell = (cells - first) @ np.array(lattice.strides)
+    if _read(faces[:_TASTE], cell, lattice) is None or (read := _read(faces, cell, lattice)) is None:
+        return None
+    corner, diagonal, edge = read
     used = np.zeros(len(cell), bool)
     used[corner.reshape(-1)] = True
     taken = np.sort(cell[used])
     if (taken[1:] == taken[:-1]).any():
         return None
-    row, edge = stable_order(3 * ((low + 1 - first) @ strides - strides[axis]) + axis)
+    row, edge = stable_order(edge)
     start = run_starts(edge)
     row, edge = row[start], edge[start]
     return DualQuads(lattice, edge, corner[row], diagonal[row], cell, place - first.astype(np.float32))
 
 
-def _read(faces: Array, cells: Array) -> tuple[Array, Array, Array, Array] | None:
-    """Corners int32 [Q, 4] numbered u + 2 v, whether the diagonal joins 0 and 3, axis, and least voxel of each quad."""
+def _read(faces: Array, cell: Array, lattice: Lattice) -> tuple[Array, Array, Array] | None:
+    """Corners int32 [Q, 4] numbered u + 2 v, whether the diagonal joins 0 and 3, and edge of each quad."""
     corner = np.empty((len(faces) // 2, 4), np.int32)
-    diagonal, axis = np.empty(len(corner), bool), np.empty(len(corner), np.int64)
-    low = np.empty((len(corner), 3), cells.dtype)
+    diagonal, edge = np.empty(len(corner), bool), np.empty(len(corner), np.int64)
     for rows in blocks(len(corner)):
-        read = _read_block(faces[2 * rows.start : 2 * rows.stop], cells)
+        read = _read_block(faces[2 * rows.start : 2 * rows.stop].reshape(-1, 6), cell, np.array(lattice.strides))
         if read is None:
             return None
-        corner[rows], diagonal[rows], axis[rows], low[rows] = read
-    return corner, diagonal, axis, low
+        corner[rows], diagonal[rows], edge[rows] = read
+    return corner, diagonal, edge
 
 
-def _read_block(faces: Array, cells: Array) -> tuple[Array, Array, Array, Array] | None:
-    one, two = faces[0::2], faces[1::2]
-    same = one[:, :, None] == two[:, None, :]
-    in_two, in_one = same.any(axis=2), same.any(axis=1)
-    if not ((in_two.sum(axis=1) == 2) & (in_one.sum(axis=1) == 2)).all():
+def _read_block(pairs: Array, cell: Array, strides: Array) -> tuple[Array, Array, Array] | None:
+    one, two = pairs.T[:3], pairs.T[3:]
+    same = np.array([[p == q for q in two] for p in one])
+    in_two, in_one = same.any(axis=1), same.any(axis=0)
+    if not ((in_two.sum(axis=0) == 2) & (in_one.sum(axis=0) == 2)).all():
         return None
-    shared = one[in_two].reshape(-1, 2)
-    ring = np.stack([one[~in_two], shared[:, 0], two[~in_one], shared[:, 1]], axis=1)
-    voxel = cells[ring]
-    low = voxel.min(axis=1)
-    step = voxel - low[:, None]
-    spread = step.max(axis=1)
-    if not ((spread.max(axis=1) == 1) & (spread.sum(axis=1) == 2)).all():
+    tip, row = in_two.argmin(axis=0), np.arange(len(pairs))
+    ring = np.stack([one[tip, row], one[(tip + 1) % 3, row], two[in_one.argmin(axis=0), row], one[(tip + 2) % 3, row]])
+    cells = cell[ring]
+    low = cells.min(axis=0)
+    step = cells - low
+    axis = np.searchsorted(np.array([strides[1] + strides[2], strides[0] + strides[2]]), step.max(axis=0))
+    u, v = strides[np.array(_OTHERS)][axis.clip(max=2)].T
+    number = (step == u) + 2 * (step == v) + 3 * (step == u + v)
+    fine = (number.sum(axis=0) == 6) & ((number * number).sum(axis=0) == 14) & (number[0] + number[2] == 3)
+    if not fine.all():
         return None
-    axis = spread.argmin(axis=1)
-    number = step @ np.array([0, 1, 2])  # along y and z
-    number = np.where(
-        axis[:, None] == 1, step @ np.array([1, 0, 2]), np.where(axis[:, None] == 2, step @ np.array([1, 2, 0]), number)
-    )
-    corner = np.full((len(ring), 4), -1, np.int32)
-    np.put_along_axis(corner, number, ring, axis=1)
-    if (corner < 0).any() or (number[:, 0] + number[:, 2] != 3).any():
-        return None
-    return corner, (number[:, 1] == 0) | (number[:, 1] == 3), axis, low
+    corner = np.empty((len(pairs), 4), np.int32)
+    for k in range(4):
+        corner[row, number[k]] = ring[k]
+    edge = 3 * (low + strides.sum() - strides[axis]) + axis
+    return corner, (number[1] == 0) | (number[1] == 3), edge

@@ -42,7 +42,7 @@ def relax(vertices: Array, corner: Array, free: Array, start: Array) -> Array:
 def even_out(vertices: Array, corner: Array, band: float, share: float) -> Array:
     """Smooth a surface for evener quads.
 
-    Vertices slide along the surface towards the middle of their neighbours, not across creases; with a band above 1 they
+    Vertices slide along the surface towards the mean of the quads around them, not across creases; with a band above 1 they
     also leave it, fully with a band of 4.
 
     Args:
@@ -55,15 +55,12 @@ def even_out(vertices: Array, corner: Array, band: float, share: float) -> Array
     slide = np.clip((agree - _FLAT) / (1 - _FLAT), 0, 1)[:, None]
     leave = min(max((band - 1) / 3, 0.0), 1.0)
     slide = slide + (1 - slide) * leave
-    amount = np.maximum(2 * np.bincount(corner.reshape(-1), minlength=len(vertices)), 1)[:, None]
+    amount = np.maximum(np.bincount(corner.reshape(-1), minlength=len(vertices)), 1)[:, None]
     moved = vertices
     for _ in range(math.ceil(band)):
         check_obeyed()
-        total = np.zeros_like(vertices)
-        for k in range(4):
-            for beside in (k - 1, k - 3):
-                for axis in range(3):
-                    total[:, axis] += np.bincount(corner[:, k], moved[corner[:, beside], axis], len(vertices))
+        middle = sum(moved[corner[:, k]] for k in range(4)) / 4
+        total = _gathered(middle, corner, len(vertices))
         step = total / amount - moved
         out = np.einsum("vk,vk->v", step, normal)[:, None] * normal
         moved = moved + _STEP * (slide * (step - out) + leave * out)
@@ -76,7 +73,17 @@ def _normals(vertices: Array, corner: Array) -> tuple[Array, Array]:
     """Unit normals float64 [V, 3], and the length of the sum of unit quad normals over their number, 1 where all agree."""
     across = np.cross(vertices[corner[:, 2]] - vertices[corner[:, 0]], vertices[corner[:, 3]] - vertices[corner[:, 1]])
     across /= np.linalg.norm(across, axis=1, keepdims=True).clip(1e-30)
-    flat = corner.reshape(-1)
-    total = np.stack([np.bincount(flat, np.repeat(across[:, k], 4), len(vertices)) for k in range(3)], axis=1)
+    total = _gathered(across, corner, len(vertices))
     length = np.linalg.norm(total, axis=1, keepdims=True)
-    return total / length.clip(1e-30), length[:, 0] / np.maximum(np.bincount(flat, minlength=len(vertices)), 1)
+    amount = np.maximum(np.bincount(corner.reshape(-1), minlength=len(vertices)), 1)
+    return total / length.clip(1e-30), length[:, 0] / amount
+
+
+def _gathered(of_quad: Array, corner: Array, count: int) -> Array:
+    """Sum float64 [count, 3] at each vertex of the values [Q, 3] of its quads."""
+    total = np.zeros((count, 3))
+    for axis in range(3):
+        value = np.ascontiguousarray(of_quad[:, axis])
+        for k in range(4):
+            total[:, axis] += np.bincount(corner[:, k], value, count)
+    return total

@@ -1,4 +1,4 @@
-"""From models and pictures to what a LoRA is trained on: latents of every stage, and tokens of pictures (spec A 9).
+"""From models and pictures to what a LoRA is trained on: latents of every stage, tokens of pictures (docs/method/sampling.md).
 
 A data set is a folder or zip of GLB, OBJ (with its materials) or other models. A picture beside a model with its name,
 `chair.png` or `chair_2.png` beside `chair.glb`, is what this model shall be made of; models without one are rendered. A

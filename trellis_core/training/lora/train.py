@@ -1,4 +1,4 @@
-"""`python -m trellis_core train-lora`: LoRAs for the three stages, trained through PEFT with the losses of spec A 9.
+"""`python -m trellis_core train-lora`: LoRAs for the stages, trained through PEFT (docs/method/sampling.md).
 
 A run is a folder: OUT/prepared.safetensors, and for every stage OUT/STAGE.safetensors with its loss curve, its samples and
 what it needs to go on after an interruption. The same command goes on.
@@ -49,7 +49,7 @@ ADAPTER = "default"
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a LoRA is trained; names and ranges of the hosted trainer (spec E 2.4).
+    """How a LoRA is trained; names and ranges of the hosted trainer (docs/method/fal.md).
 
     Attributes:
         rank: 16, 32 or 64; learning_rate: 1e-6..1e-2; steps: 100..10000.

@@ -1,4 +1,4 @@
-"""Flow stages: rectified flow in latent space, conditioned on the image tokens (spec A 9)."""
+"""Flow stages: rectified flow in latent space, conditioned on the image tokens (docs/method/sampling.md)."""
 
 from __future__ import annotations
 

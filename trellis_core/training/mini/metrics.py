@@ -1,4 +1,4 @@
-"""Held-out measures: coarse overlap, surface distance, colour at the nearest point, boundary edges (spec G 4)."""
+"""Held-out measures: coarse overlap, surface distance, colour at the nearest point, boundary edges."""
 
 from __future__ import annotations
 

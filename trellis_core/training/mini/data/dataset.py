@@ -48,7 +48,7 @@ def kernels() -> ModuleType:
 
 @dataclass(frozen=True)
 class DualGridTargets:
-    """What the autoencoders learn to reproduce on one grid (spec B 2-4).
+    """What the autoencoders learn to reproduce on one grid (docs/method/mesh.md).
 
     Attributes:
         grid: voxels per axis.

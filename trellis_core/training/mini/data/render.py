@@ -95,7 +95,7 @@ def training_view(obj: ProceduralObject, surface: np.ndarray, rng: np.random.Gen
 def cropped_view(
     obj: ProceduralObject, surface: np.ndarray, camera: Camera, lighting: Lighting, size: int = 64, zoom: float = 1.0
 ) -> View:
-    """The object's square bounding box, as the pipeline's preprocessing crops a picture (spec A 2.1), times `zoom`.
+    """The object's square bounding box, as the pipeline crops a picture (docs/method/networks.md), times `zoom`.
 
     `surface` float [N, 3] are points on the surface in object space, dense enough to tell the silhouette's bounds.
     """
