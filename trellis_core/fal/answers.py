@@ -2,7 +2,7 @@
 
 Between a client and the API stand gateways, proxies and login pages, and each of them answers with whatever it likes. A job
 costs money, so no such answer may end it or repeat it: it is `Odd`, which means no more than "ask again". What ends a job is
-said by the API itself, in its own form (spec E 1.3, 1.4).
+said by the API itself, in its own form (docs/method/fal.md).
 """
 
 from __future__ import annotations
