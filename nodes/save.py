@@ -59,7 +59,7 @@ class SaveGLB(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default=PREFIX,
-                    tooltip="Below the output folder; a number is put behind it. %date:yyyy-MM-dd% and the like work.",
+                    tooltip="Below the output folder; a number is put behind it. %date:yyyy-MM-dd% becomes the date.",
                 ),
             ],
             outputs=[

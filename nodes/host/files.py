@@ -14,6 +14,7 @@ import folder_paths
 from comfy.cli_args import args as command_line
 
 from ...trellis_core.errors import InputError
+from ..names import spelled_out
 
 EXAMPLES = {
     "trellis2_toadstool.png": "photo_toadstool_cut.png",
@@ -36,7 +37,7 @@ def output_file(prefix: str, suffix: str) -> tuple[Path, dict[str, str]]:
     """A new numbered file below the output folder, and how the host's clients find it.
 
     Raises:
-        InputError: the prefix leaves the output folder, or the folder cannot be written to.
+        InputError: no file can be called so, the prefix leaves the output folder, or that cannot be written to.
     """
     return _new_file(prefix, suffix, folder_paths.get_output_directory(), "output")
 
@@ -47,6 +48,7 @@ def temporary_file(prefix: str, suffix: str) -> tuple[Path, dict[str, str]]:
 
 
 def _new_file(prefix: str, suffix: str, home: str, kind: str) -> tuple[Path, dict[str, str]]:
+    prefix = spelled_out(prefix)
     try:
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, home)
     except OSError as error:

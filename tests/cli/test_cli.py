@@ -422,3 +422,23 @@ def test_the_service_keeps_its_data_in_the_users_own_folder(monkeypatch: pytest.
     assert config(build_parser().parse_args(["serve"])).data == user_state("service")
     assert config(build_parser().parse_args(["serve", "--data", "here"])).data == Path("here")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["generate", "{picture}", "-o", "{folder}/{long}.glb"],
+        ["generate", "{picture}", "-o", "{folder}/x.glb", "--weights", "{long}"],
+        ["generate", "{picture}", "-o", "{folder}/x.glb", "--lora", "{long}"],
+        ["generate", "{long}", "-o", "{folder}/x.glb"],
+        ["info", "{long}"],
+        ["lora", "info", "{long}"],
+    ],
+)
+def test_names_that_are_too_long_are_told_in_words(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = Path(__file__).parents[2] / "examples" / "icon_duck.png"
+    assert main([part.format(picture=picture, folder=tmp_path, long="x" * 300) for part in command]) == 1
+    said = capsys.readouterr().err
+    assert "error: " in said and "too long" in said.lower() or "longer than" in said

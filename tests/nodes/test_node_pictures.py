@@ -14,14 +14,19 @@ import torch
 ROOT = Path(__file__).parents[2]
 
 
+def load(module: str) -> ModuleType:
+    """A module of nodes/ as the host loads it: inside the folder as a package of another name."""
+    name = "pack_under_test"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+        sys.modules[name] = pack = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(pack)
+    return importlib.import_module(f"{name}.nodes.{module}")
+
+
 @pytest.fixture(scope="module")
 def pictures() -> ModuleType:
-    """The module as the host loads it: inside the folder as a package of another name."""
-    name = "pack_under_test"
-    spec = importlib.util.spec_from_file_location(name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return importlib.import_module(f"{name}.nodes.pictures")
+    return load("pictures")
 
 
 IMAGE = torch.full((1, 96, 80, 3), 0.5)

@@ -112,13 +112,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if pressed:  # an import that is interrupted may end in another error
             return _stopped()
-        if not isinstance(error, TrellisError):
+        if not isinstance(error, TrellisError | OSError):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_in_words(error)}", file=sys.stderr)
         return 1
     finally:
         if ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _in_words(error: Exception) -> str:
+    """Errors of the library are words already; one of the system says which file it is about."""
+    if not isinstance(error, OSError) or isinstance(error, TrellisError) or not error.strerror:
+        return str(error)
+    name = str(error.filename or "")
+    return f"{error.strerror}: {name[:60]}..." if len(name) > 80 else f"{error.strerror}: {name}" if name else error.strerror
 
 
 def _stopped() -> int:
