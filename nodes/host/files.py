@@ -14,7 +14,7 @@ import folder_paths
 from comfy.cli_args import args as command_line
 
 from ...trellis_core.errors import InputError
-from ..names import spelled_out
+from ...trellis_core.file_names import spelled_out
 
 EXAMPLES = {
     "trellis2_toadstool.png": "photo_toadstool_cut.png",

@@ -162,11 +162,12 @@ def make_asset(
             tried.append(dress(vertices, texels))
             return [skin.part for skin in tried[-1]]
 
-        fitted = fit(parts, wanted, size, packing, int(settings.max_file_mb * 1e6), extras, clock.ctx)
+        with obeying(clock.ctx):
+            fitted = fit(parts, wanted, size, packing, int(settings.max_file_mb * 1e6), extras, clock.ctx)
         skins = tried[-1]
     else:
         skins = dress(wanted, size)
-        with clock.step("write", 0.9, 1.0):
+        with clock.step("write", 0.9, 1.0) as part, obeying(part):
             fitted = Fitted(glb_bytes([skin.part for skin in skins], packing, extras), packing, "")
     ctx.report(1.0)
     return _asset(skins, fitted, clock.seconds, used)

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from types import ModuleType
 
 import pytest
 
-from .test_node_pictures import load
+from trellis_core.errors import InputError
+from trellis_core.file_names import spelled_out
 
 NOW = datetime(2026, 3, 7, 9, 5, 8)
-
-
-@pytest.fixture(scope="module")
-def names() -> ModuleType:
-    return load("names")
 
 
 @pytest.mark.parametrize(
@@ -27,8 +22,8 @@ def names() -> ModuleType:
         ("Stühle/椅子 🪑", "Stühle/椅子 🪑"),
     ],
 )
-def test_dates_are_filled_in_and_the_rest_stays(names: ModuleType, prefix: str, name: str) -> None:
-    assert names.spelled_out(prefix, NOW) == name
+def test_dates_are_filled_in_and_the_rest_stays(prefix: str, name: str) -> None:
+    assert spelled_out(prefix, NOW) == name
 
 
 @pytest.mark.parametrize(
@@ -39,6 +34,6 @@ def test_dates_are_filled_in_and_the_rest_stays(names: ModuleType, prefix: str, 
         ("x" * 300, "too long"), ("ü" * 120, "too long"), ("y" * 256 + "/x", "too long"), ("a/" + "x" * 216, "too long"),
     ],
 )  # fmt: skip
-def test_what_no_file_can_be_called(names: ModuleType, prefix: str, why: str) -> None:
-    with pytest.raises(names.InputError, match=why):
-        names.spelled_out(prefix, NOW)
+def test_what_no_file_can_be_called(prefix: str, why: str) -> None:
+    with pytest.raises(InputError, match=why):
+        spelled_out(prefix, NOW)

@@ -6,8 +6,8 @@ import os
 import re
 from datetime import datetime
 
-from ..trellis_core.errors import InputError
-from ..trellis_core.files import bad_on_windows
+from .errors import InputError
+from .files import bad_on_windows
 
 _DATE = re.compile(r"%date:([^%]+)%")
 _PART = re.compile("yyyy|yy|MM|M|dd|d|hh|h|mm|m|ss|s")
