@@ -1,4 +1,4 @@
-"""Procedural training data: objects, dual-grid targets, views, shards."""
+"""Training data: objects, compositions, blown-up pictures, dual-grid targets, pictures, shards."""
 
 import numpy as np
 import pytest
@@ -10,10 +10,10 @@ pytest.importorskip("numba")
 from trellis_core.errors import InputError
 from trellis_core.mesh.topology import edges
 from trellis_core.ovoxel.dual_grid import dual_grid_to_mesh
-from trellis_core.training.mini.data import kernels
-from trellis_core.training.mini.data.dataset import ShardedObjects, dual_grid_targets, main, make_sample
+from trellis_core.training.mini.data import compose, kernels, outlines
+from trellis_core.training.mini.data.dataset import ShardedObjects, blown_up, composed, dual_grid_targets, main, make_sample
 from trellis_core.training.mini.data.objects import EXTENT, HELD_OUT_SEED, MIN_HALF, make_object
-from trellis_core.training.mini.data.render import Camera, Lighting, cropped_view, render_view
+from trellis_core.training.mini.data.render import Camera, Lighting, cropped_picture, render_view
 from trellis_core.training.mini.data.toys import BUILDERS, CATEGORIES
 
 SEEDS = range(HELD_OUT_SEED, HELD_OUT_SEED + 12)
@@ -93,10 +93,10 @@ def test_dual_vertices_lie_on_the_surface_and_wear_its_part():
         assert agree.mean() > 0.99 and (target.attrs[:, 5] == 1).all()
 
 
-def test_training_views_agree_with_the_pipelines_crop_of_a_picture():
+def test_training_pictures_agree_with_the_pipelines_crop_of_a_picture():
     for seed in SEEDS:
         obj, camera, light = make_object(seed), Camera(25, 20), Lighting.studio(25)
-        view = cropped_view(obj, dual_grid_targets(obj, 32).surface(), camera, light)
+        drawn = cropped_picture(obj, dual_grid_targets(obj, 32).surface(), camera, light, 64)
         picture = render_view(obj, camera, 512, light)
         rows, cols = np.nonzero(picture[..., 3] >= 205)
         half = max(np.ptp(cols), np.ptp(rows)) // 2
@@ -104,37 +104,94 @@ def test_training_views_agree_with_the_pipelines_crop_of_a_picture():
         black = np.concatenate([picture[..., :3] * (picture[..., 3:] / 255.0), np.full((512, 512, 1), 255.0)], 2)[..., :3]
         crop = Image.fromarray(black.astype(np.uint8)).crop([round(e) for e in (cx - half, cy - half, cx + half, cy + half)])
         reference = np.asarray(crop.resize((64, 64), Image.Resampling.LANCZOS), float)
-        assert np.abs(reference - view.rgb).mean() < 0.06 * view.rgb.mean() + 2
+        assert np.abs(reference - drawn).mean() < 0.06 * drawn.mean() + 2
 
 
-def test_views_see_the_surface_and_its_material():
-    sample = make_sample(HELD_OUT_SEED + 6, views=3)
-    obj = make_object(HELD_OUT_SEED + 6)
-    for view in sample.views:
-        seen = view.mask > 0
-        assert 0.2 < seen.mean() < 0.95 and not view.rgb[~seen].any() and not view.xyz[~seen].any()
-        points = view.xyz[seen].astype(float)
-        assert max(abs(kernels.nearest(obj.table, *p)[0]) for p in points[::17]) < 4e-3
-        looks = {tuple(row) for row in np.rint(255 * obj.table[:, -5:]).astype(np.uint8).tolist()}
-        assert {tuple(row) for row in view.material[seen].tolist()} <= looks
-    assert not np.array_equal(sample.views[0].rgb, sample.views[1].rgb)
+def a_picture(folder, name="pear.png"):
+    """A red ball on a green stem, off the middle, and nothing else."""
+    from PIL import ImageDraw
+
+    picture = Image.new("RGBA", (160, 200))
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((70, 20, 84, 80), fill=(20, 160, 40, 255))
+    draw.ellipse((30, 70, 126, 180), fill=(220, 30, 40, 255))
+    picture.save(folder / name)
+    return folder / name
+
+
+def test_a_blown_up_picture_keeps_its_outline_its_colours_and_is_closed(tmp_path):
+    rgb, alpha = outlines.cropped(Image.open(a_picture(tmp_path)), 128)
+    relief = outlines.relief(alpha, np.random.default_rng(0))
+    coords, dual, flags = kernels.lattice_dual_grid(relief.values(64), 0.1)
+    rows = torch.from_numpy(coords.astype(np.int32))
+    mesh = dual_grid_to_mesh(rows, torch.from_numpy(dual), torch.from_numpy(flags), None, 64)
+    assert len(mesh.faces) == 2 * flags.sum() and not (edges(mesh.faces.numpy()).counts % 2).any()
+    points = (coords + dual) / 64 - 0.5
+    assert np.ptp(points[:, 2]) == pytest.approx(EXTENT, abs=0.03)
+    seen = np.zeros((64, 64), bool)
+    seen[coords[:, 0], coords[:, 2]] = True
+    side = int(round(EXTENT * 64))
+    wanted = np.asarray(Image.fromarray(alpha).resize((side, side), Image.Resampling.BOX))[::-1].T > 0.5
+    low = (64 - side) // 2
+    seen = seen[low : low + side, low : low + side]
+    assert (seen & wanted).sum() / (seen | wanted).sum() > 0.9
+    colours = outlines.painted(rgb, alpha, points)
+    front = points[:, 1] < 0
+    ball, stem = points[:, 2] < 0.1, points[:, 2] > 0.3
+    assert np.abs(colours[front & ball] - np.array([220, 30, 40]) / 255).mean() < 0.02
+    assert np.abs(colours[front & stem] - np.array([20, 160, 40]) / 255).mean() < 0.03
+    assert np.isfinite(colours).all()
+
+
+def test_a_ball_is_blown_up_to_a_ball():
+    yy, xx = np.mgrid[:128, :128]
+    disc = ((xx - 63.5) ** 2 + (yy - 63.5) ** 2 < 63.5**2).astype(np.float32)
+    relief = outlines.relief(disc, np.random.default_rng(1))
+    round_one = outlines.Relief(relief.potential, 1.0, 1.0)
+    coords, dual, _ = kernels.lattice_dual_grid(round_one.values(64), 0.1)
+    radius = np.linalg.norm((coords + dual) / 64 - 0.5, axis=1)
+    assert radius.mean() == pytest.approx(EXTENT / 2, rel=0.04) and radius.std() < 0.015
+
+
+def test_training_never_sees_the_evaluation_pictures_in_any_skin_tone(tmp_path):
+    held = outlines.EVALUATED.read_text().split()
+    assert len(held) == len(set(held)) >= 150
+    for name in (held[0], held[0].replace(".webp", "-1f3fd.webp"), "00ff.webp", "00ff-1f3fb.webp"):
+        (tmp_path / name).touch()
+    assert [path.name for path in outlines.training_pictures(tmp_path)] == ["00ff.webp"]
+
+
+def test_compositions_are_many_kinds_closed_and_fill_the_frame():
+    kinds = {compose.compose(seed).category for seed in range(60)}
+    assert len(kinds) >= 15
+    for seed in range(0, 24, 3):
+        sample = composed(seed)
+        points = sample.targets.surface()
+        width, depth, height = np.ptp(points, axis=0)
+        assert 0.8 * EXTENT < max(width, depth, height) < 1 and depth < 1.15 * max(width, height)
+        assert np.array_equal(sample.rgb, composed(seed).rgb)
+        lit = sample.rgb.max(2) > 0
+        assert 0.02 < lit.mean() < 1 and lit.any(0).mean() > 0.3
 
 
 def test_shards_round_trip_and_resume(tmp_path):
-    arguments = ["--out", str(tmp_path), "--count", "5", "--shard", "3", "--grid", "32", "--grid", "64", "--views", "1"]
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    a_picture(pictures)
+    out = tmp_path / "shards"
+    arguments = ["--out", str(out), "--count", "5", "--shard", "3", "--grid", "32", "--pictures", str(pictures)]
     main(arguments)
-    first = (tmp_path / "shard_00000.safetensors").read_bytes()
-    (tmp_path / "shard_00001.safetensors").unlink()
+    first = (out / "shard_00000.safetensors").read_bytes()
+    (out / "shard_00001.safetensors").unlink()
     main(arguments)
-    data = ShardedObjects(tmp_path)
-    assert len(data) == 5 and data.grids == (32, 64) and (tmp_path / "shard_00000.safetensors").read_bytes() == first
-    stored, made = data.objects(4), make_sample(4, (32, 64), views=1)
-    assert (stored.seed, stored.category) == (4, made.category)
-    for grid in (32, 64):
-        a, b = stored.targets[grid], made.targets[grid]
+    data = ShardedObjects(out)
+    assert len(data) == 5 and data.grid == 32 and (out / "shard_00000.safetensors").read_bytes() == first
+    for row in (3, 4):
+        a, made = data.targets(row), make_sample(row, outlines.training_pictures(pictures), 32)
+        b = made.targets
         assert np.array_equal(a.coords, b.coords) and np.array_equal(a.intersected, b.intersected)
         assert np.abs(a.dual - b.dual).max() < 1 / 255 + 1e-6 and np.abs(a.attrs - b.attrs).max() < 0.5 / 255 + 1e-6
-    for name in ("rgb", "mask", "xyz", "material"):
-        assert np.array_equal(data.gather(name, [4])[0, 0], getattr(made.views[0], name))
+        assert np.array_equal(data.gather("rgb", [row])[0], made.rgb)
+    assert blown_up(0, [pictures / "pear.png"], 32).rgb.shape == (128, 128, 3)
     with pytest.raises(InputError, match="No shards"):
         ShardedObjects(tmp_path / "elsewhere")

@@ -1,16 +1,19 @@
-"""Measure a family on fresh held-out objects, picture to asset, beside its controls.
+"""Measure a family, picture to asset: on fresh generated objects, on pictures and on models from outside.
 
-    python -m trellis_core.training.evaluate --weights trellis_core/mini --objects 128
+    python -m trellis_core.training.evaluate inside --weights mini --objects 128
+    python -m trellis_core.training.evaluate outside --weights mini --pictures runs/pictures
+    python -m trellis_core.training.evaluate models --weights mini --models runs/models
 
-Every object is rendered at 512 pixels with its own random camera and light, cut out, and goes through the very stages
-of the command line. Seeds from 2,000,000 on serve nothing else: no choice was ever made on them.
+Inside: every object is drawn at 512 pixels with its own random camera and light, cut out, and goes through the very stages
+of the command line. Seeds from 2,000,000 on serve nothing else: no choice was ever made on them. Outside: see `outside`
+and `models`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -28,10 +31,12 @@ from ..ovoxel.attributes import sample_attributes
 from ..ovoxel.dual_grid import dual_grid_to_mesh
 from ..settings import GenerationSettings
 from ..values import Mesh, PbrVoxels
+from . import models, outside
 from .mini import metrics
+from .mini.data.compose import compose
 from .mini.data.dataset import dual_grid_targets
-from .mini.data.objects import make_object
-from .mini.data.render import Camera, Lighting, render_view
+from .mini.data.fetch import fetch_pictures
+from .mini.data.render import Lighting, front_camera, render_view
 
 FIRST_SEED = 2_000_000
 TRUTH_GRID = 64
@@ -51,9 +56,9 @@ class Truth:
 
 
 def make_truth(seed: int, coarse_grid: int) -> Truth:
-    """Object `seed` seen from its own random view."""
-    obj, rng = make_object(seed), np.random.default_rng([seed, 11])
-    camera = Camera.random(rng)
+    """Composition `seed` seen from its own random view."""
+    obj, rng = compose(seed), np.random.default_rng([seed, 11])
+    camera = front_camera(rng)
     rgba = render_view(obj, camera, 512, Lighting.random(rng, camera.azimuth))
     fine = dual_grid_targets(obj, TRUTH_GRID)
     coords, dual, flags = map(torch.from_numpy, (fine.coords.astype(np.int32), fine.dual, fine.intersected))
@@ -171,26 +176,77 @@ def evaluate(
         return [row for rows in (pool.imap if pool else map)(_work, jobs) for row in rows]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line; see the module's text."""
-    parser = argparse.ArgumentParser(prog="python -m trellis_core.training.evaluate", description=main.__doc__)
-    parser.add_argument("--weights", default="mini", help='"mini" or a family folder')
-    parser.add_argument("--objects", type=int, default=128)
-    parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
-    parser.add_argument("--resolution", type=int, default=512, choices=(512, 1024))
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a settings field, may be repeated")
-    parser.add_argument("--precision", choices=("int8", "fp8"), help="round the flow networks")
-    parser.add_argument("--raw", action="store_true", help="leave the clean-up out")
-    parser.add_argument("--workers", type=int, default=2, help="processes")
-    parser.add_argument("--json", type=Path, help="write the measures here too")
-    args = parser.parse_args(argv)
-    fields = dict(item.split("=", 1) for item in args.set)
-    settings = GenerationSettings(resolution=args.resolution, seed=0, **fields)
-    report = mean_of(
-        evaluate(args.weights, args.objects, settings, args.first_seed, not args.raw, args.workers, args.precision)
-    )
+def settings_of(args: argparse.Namespace) -> GenerationSettings:
+    """The settings that the command line asks for."""
+    return GenerationSettings(resolution=args.resolution, seed=0, **dict(item.split("=", 1) for item in args.set))
+
+
+def evaluate_inside(args: argparse.Namespace) -> dict:
+    """Means over generated objects."""
+    every = evaluate(args.weights, args.objects, settings_of(args), args.first_seed, not args.raw, args.workers, args.precision)
+    report = mean_of(every)
     for name, row in report.items():
         print(f"{name:12}", "  ".join(f"{key} {value:.4f}" for key, value in row.items()))
+    return report
+
+
+def evaluate_outside(args: argparse.Namespace) -> dict:
+    """Every picture, and the summary."""
+    torch.set_num_threads(1)
+    family = load_family(args.weights, precision=args.precision)
+    azimuths = np.arange(args.azimuths) * (360 / args.azimuths)
+    paths = outside.evaluated_pictures(fetch_pictures(args.pictures))[: args.count]
+    return _tell(outside.measure_all(family, paths, settings_of(args), azimuths), outside.summary)
+
+
+def evaluate_models(args: argparse.Namespace) -> dict:
+    """Every model, and the summary."""
+    torch.set_num_threads(1)
+    family = load_family(args.weights, precision=args.precision)
+    paths = models.evaluated_models(models.fetch_models(args.models))[: args.count]
+    return _tell(models.measure_all(family, paths, settings_of(args)), models.summary)
+
+
+def _tell(measured: Iterator[tuple[str, dict[str, float]]], summary: Callable[[list[dict]], dict[str, float]]) -> dict:
+    """Print every row as it comes, then the summary; both as one report."""
+    rows = {}
+    for name, row in measured:
+        rows[name] = {key: round(value, 4) for key, value in row.items()}
+        print(name, json.dumps(rows[name]), flush=True)
+    report = {key: round(value, 4) for key, value in summary(list(rows.values())).items()}
+    print("  ".join(f"{key} {value}" for key, value in report.items()))
+    return {"summary": report, "rows": rows}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; see the module's text."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--weights", default="mini", help='"mini" or a family folder')
+    common.add_argument("--resolution", type=int, default=512, choices=(512, 1024))
+    common.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a settings field, may be repeated")
+    common.add_argument("--precision", choices=("int8", "fp8"), help="round the flow networks")
+    common.add_argument("--json", type=Path, help="write the measures here too")
+    parser = argparse.ArgumentParser(prog="python -m trellis_core.training.evaluate", description=main.__doc__)
+    kinds = parser.add_subparsers(required=True)
+    inside = kinds.add_parser("inside", parents=[common], help="fresh generated objects")
+    inside.add_argument("--objects", type=int, default=128)
+    inside.add_argument("--first-seed", type=int, default=FIRST_SEED)
+    inside.add_argument("--raw", action="store_true", help="leave the clean-up out")
+    inside.add_argument("--workers", type=int, default=2, help="processes")
+    inside.set_defaults(run=evaluate_inside)
+    drawings = kinds.add_parser("outside", parents=[common], help="pictures that no training has seen")
+    drawings.add_argument("--pictures", type=Path, default=Path("runs/pictures"), help="their folder; fetched if missing")
+    drawings.add_argument("--count", type=int, help="only the first ones of the list")
+    drawings.add_argument(
+        "--azimuths", type=int, default=1, help="directions tried; 1 is the front, what a model is to keep to"
+    )
+    drawings.set_defaults(run=evaluate_outside)
+    solids = kinds.add_parser("models", parents=[common], help="real models that no training has seen")
+    solids.add_argument("--models", type=Path, default=Path("runs/models"), help="their folder; fetched if it is missing")
+    solids.add_argument("--count", type=int, help="only the first ones of the list")
+    solids.set_defaults(run=evaluate_models)
+    args = parser.parse_args(argv)
+    report = args.run(args)
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..files import write_tensors, write_whole
@@ -30,10 +28,10 @@ from ..roles import (
 )
 from .loop import load_averaged
 from .mini.cache import ShapeLatents, TextureLatents, cache_file
+from .mini.encoder import ColumnHead
 from .mini.flows import SHAPE_SAMPLER, STRUCTURE_SAMPLER, TEXTURE_SAMPLER
-from .mini.networks import CONFIGS, DINO_CONFIG, RESOLUTIONS, make_image_encoder, make_network
-from .mini.run import auxiliary_heads
-from .mini.stages import structure_scale
+from .mini.networks import CONFIGS, DINO_CONFIG, IMAGE_SIZE, RESOLUTIONS, TOKEN_WIDTH, make_image_encoder, make_network
+from .mini.structure_code import structure_autoencoder
 
 PUBLISHED = ("steps", "guidance_strength", "guidance_rescale", "guidance_interval", "rescale_t")
 """Sampler parameters that pipeline.json knows."""
@@ -75,22 +73,12 @@ def pipeline_config(normalization: dict[str, tuple[Tensor, Tensor]], name: str =
                 f"{kind}_slat_normalization": {"mean": mean.tolist(), "std": std.tolist()}
                 for kind, (mean, std) in normalization.items()
             },
-            IMAGE_ROLE: {"name": "DinoV3FeatureExtractor", "args": {"model_name": "dinov3", "image_size": 64}},
+            IMAGE_ROLE: {"name": "DinoV3FeatureExtractor", "args": {"model_name": "dinov3", "image_size": IMAGE_SIZE}},
             "rembg_model": None,
             "default_pipeline_type": "512",
             "resolutions": RESOLUTIONS,
         },
     }
-
-
-@torch.no_grad()
-def fold_structure_scale(enc: nn.Module, dec: nn.Module, scale: Tensor) -> None:
-    """Make the structure autoencoder speak latents divided by `scale` [C]: the pipeline file has no scale for them."""
-    last, first, channels = enc.out_layer[2], dec.input_layer, len(scale)
-    last.weight[:channels] /= scale.view(-1, 1, 1, 1, 1)
-    last.bias[:channels] /= scale
-    last.bias[channels:] -= 2 * scale.log()
-    first.weight *= scale.view(1, -1, 1, 1, 1)
 
 
 def load_networks(run: Path) -> tuple[dict[str, nn.Module], dict[str, tuple[Tensor, Tensor]]]:
@@ -99,15 +87,15 @@ def load_networks(run: Path) -> tuple[dict[str, nn.Module], dict[str, tuple[Tens
     Decoders are the finetuned ones where those stages have run.
     """
     nets = {key: make_network(key) for key in CONFIGS} | {"dinov3": make_image_encoder()}
-    load_averaged("encoder", {"vit": nets["dinov3"], **auxiliary_heads()}, run)
+    load_averaged("encoder", {"vit": nets["dinov3"], "head": ColumnHead(TOKEN_WIDTH)}, run)
+    nets["ss_enc"], nets["ss_dec"] = structure_autoencoder()
     for kind in ("ss", "shape", "tex"):
-        load_averaged(f"{kind}_vae", {"enc": nets[f"{kind}_enc"], "dec": nets[f"{kind}_dec"]}, run)
+        if kind != "ss":
+            load_averaged(f"{kind}_vae", {"enc": nets[f"{kind}_enc"], "dec": nets[f"{kind}_dec"]}, run)
         if (run / f"{kind}_flow.pt").exists():
             load_averaged(f"{kind}_flow", {"model": nets[f"{kind}_flow"]}, run)
         if (run / f"{kind}_polish.pt").exists():
             load_averaged(f"{kind}_polish", {"dec": nets[f"{kind}_dec"]}, run)
-    scale = structure_scale(load_file(cache_file(run, "latents_structure"))["structure"])
-    fold_structure_scale(nets["ss_enc"], nets["ss_dec"], scale.flatten())
     shape = ShapeLatents.open(cache_file(run, "latents_shape")).statistics()
     return nets, {"shape": shape, "tex": TextureLatents.open(cache_file(run, "latents_texture")).statistics()}
 

@@ -159,7 +159,7 @@ def draw(mesh: TexturedMesh, views: Views, seed: int, size: int = 256) -> list[I
     """Pictures of a model on black, cropped as the pipeline crops, from random sides."""
     rng = np.random.default_rng(seed)
     corners = z_up_to_y_up(mesh.triangles.flatten(0, 1)).numpy()
-    colours, rough = _corner_colours(mesh)
+    colours, rough = corner_colours(mesh)
     faces = np.arange(len(corners)).reshape(-1, 3)
     metallic = float(np.mean([m.metallic_factor for m in mesh.materials]))
     pictures = []
@@ -174,7 +174,7 @@ def draw(mesh: TexturedMesh, views: Views, seed: int, size: int = 256) -> list[I
     return pictures
 
 
-def _corner_colours(mesh: TexturedMesh) -> tuple[np.ndarray, float]:
+def corner_colours(mesh: TexturedMesh) -> tuple[np.ndarray, float]:
     """Base colour [3 F, 3] at every corner, and the mean roughness."""
     colours = torch.ones(len(mesh.triangles), 3, 3, dtype=torch.float64)
     for number, material in enumerate(mesh.materials):

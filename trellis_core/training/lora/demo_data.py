@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from ...mesh.frames import z_up_to_y_up
 from ...ovoxel.dual_grid import dual_grid_to_mesh
 from ..mini.data.dataset import kernels
 from ..mini.data.objects import Look, ProceduralObject, make_object
-from ..mini.data.render import Camera, Lighting, render_view
+from ..mini.data.render import Lighting, front_camera, render_view
 
 FIRST_SEED = 7_000_000
 GRID = 48
@@ -31,7 +30,7 @@ VIEWS = 3
 GOLD = Look((1.0, 0.78, 0.34), 1.0, 0.12)
 STRETCH = 1.8
 BLOCKS = 8
-"""Cubes along the longest side: mini's structure has as many voxels there, so every cube is one of them."""
+"""Cubes along the longest side: every one is two of mini's structure voxels wide."""
 
 
 def styled(obj: ProceduralObject, style: str) -> tuple[Tensor, Tensor, list[Look]]:
@@ -117,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_object(args.out, name, *styled(obj, args.style))
         rng = np.random.default_rng([index, 3])
         for view in range(VIEWS):
-            camera = replace(Camera.random(rng), distance=None)
+            camera = front_camera(rng)
             pixels = render_view(obj, camera, 192, Lighting.random(rng, camera.azimuth))
             Image.fromarray(pixels).save(args.out / f"{name}_{view + 1}.png")
     print(f"{args.out}: {args.count} models, {args.count * VIEWS} pictures")

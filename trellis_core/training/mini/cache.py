@@ -14,9 +14,6 @@ from ...vae.sparse_unet import dual_grid_features
 from . import batches
 from .data.dataset import ShardedObjects
 
-MOST = 16000
-"""Objects that the flow stages train on at most."""
-
 
 def cache_file(folder: Path, what: str) -> Path:
     """Where a cache lies in the folder of a run."""
@@ -25,13 +22,16 @@ def cache_file(folder: Path, what: str) -> Path:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Image tokens float16 [objects, views, orders, L, D] of every picture, in the first `orders` colour orders."""
+    """Image tokens float16 [objects, L, D] of every picture."""
 
     tokens: Tensor
 
-    def gather(self, objects: Tensor, views: Tensor, orders: Tensor) -> Tensor:
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def gather(self, objects: Tensor) -> Tensor:
         """float32 [B, L, D]."""
-        return self.tokens[objects, views, orders].float()
+        return self.tokens[objects].float()
 
     @classmethod
     def open(cls, path: Path) -> Tokens:
@@ -78,7 +78,7 @@ class TextureLatents:
     """Texture latents on the coordinates of the shape latents.
 
     Attributes:
-        texture: float32 [orders, T, C] posterior means in the first `orders` colour orders.
+        texture: float32 [T, C] posterior means.
         variance: float32 [C] mean posterior variance.
     """
 
@@ -86,8 +86,8 @@ class TextureLatents:
     variance: Tensor
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation [C] over all tokens in the first order."""
-        return moments(self.texture[0], self.variance)
+        """Mean and standard deviation [C] over all tokens."""
+        return moments(self.texture, self.variance)
 
     @classmethod
     def open(cls, path: Path) -> TextureLatents:
@@ -107,26 +107,22 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 @torch.no_grad()
-def cache_tokens(vit: nn.Module, objects: ShardedObjects, path: Path, orders: int = 1, chunk: int = 128) -> None:
-    """Encode every view of every object; writes the file of `Tokens.open`."""
+def cache_tokens(vit: nn.Module, objects: ShardedObjects, path: Path, most: int, chunk: int = 128) -> None:
+    """Encode the picture of every object; writes the file of `Tokens.open`."""
     found = []
-    permutations = torch.tensor(batches.COLOUR_ORDERS[:orders])
-    for start in range(0, min(len(objects), MOST), chunk):
-        rows = range(start, min(start + chunk, len(objects), MOST))
-        rgb = torch.from_numpy(objects.gather("rgb", rows)).float() / 255  # [n, V, S, S, 3]
-        pixels = torch.stack([rgb[..., p] for p in permutations], dim=2).movedim(-1, 3)
-        tokens = torch.cat([vit.encode(part) for part in pixels.flatten(0, 2).split(128)])
-        found.append(tokens.view(*pixels.shape[:3], *tokens.shape[1:]).half())
+    for start in range(0, min(len(objects), most), chunk):
+        rows = range(start, min(start + chunk, len(objects), most))
+        found.append(vit.encode(batches.pictures(objects, rows)).half())
     _save({"tokens": torch.cat(found)}, path)
 
 
 @torch.no_grad()
-def cache_shape_latents(encoder: nn.Module, objects: ShardedObjects, path: Path, chunk: int = 16) -> None:
+def cache_shape_latents(encoder: nn.Module, objects: ShardedObjects, path: Path, most: int, chunk: int = 16) -> None:
     """Posterior means of the shape autoencoder."""
     counts, coords, shape, variance = [], [], [], []
-    for start in range(0, min(len(objects), MOST), chunk):
-        rows = range(start, min(start + chunk, len(objects), MOST))
-        batch = batches.sparse_batch([objects.targets(i, objects.grids[0]) for i in rows])
+    for start in range(0, min(len(objects), most), chunk):
+        rows = range(start, min(start + chunk, len(objects), most))
+        batch = batches.sparse_batch([objects.targets(i) for i in rows])
         latent = encoder(dual_grid_features(batch.vertices, batch.flags), batch.coords)
         counts.append(torch.bincount(latent.coords[:, 0].long(), minlength=len(rows)))
         coords.append(latent.coords[:, 1:].to(torch.uint8))
@@ -138,25 +134,13 @@ def cache_shape_latents(encoder: nn.Module, objects: ShardedObjects, path: Path,
 
 
 @torch.no_grad()
-def cache_texture_latents(encoder: nn.Module, objects: ShardedObjects, path: Path, orders: int = 1, chunk: int = 16) -> None:
-    """Posterior means of the texture autoencoder, one set per colour order, on the coordinates of the shape latents."""
-    found: list[list[Tensor]] = [[] for _ in range(orders)]
-    variance = []
-    for start in range(0, min(len(objects), MOST), chunk):
-        targets = [objects.targets(i, objects.grids[0]) for i in range(start, min(start + chunk, len(objects), MOST))]
-        for order in range(orders):
-            batch = batches.sparse_batch(targets, [batches.COLOUR_ORDERS[order]] * len(targets))
-            latent = encoder(batch.attrs * 2 - 1, batch.coords)
-            found[order].append(latent.mean)
-            variance.append(latent.logvar.exp())
-    _save({"texture": torch.stack([torch.cat(f) for f in found]), "variance": torch.cat(variance).mean(0)}, path)
-
-
-@torch.no_grad()
-def cache_structure_latents(encoder: nn.Module, objects: ShardedObjects, path: Path, chunk: int = 256) -> None:
-    """Posterior means of the structure autoencoder, float32 [objects, C, r, r, r]."""
-    found = []
-    for start in range(0, min(len(objects), MOST), chunk):
-        rows = range(start, min(start + chunk, len(objects), MOST))
-        found.append(encoder(batches.occupancy([objects.targets(i, objects.grids[0]) for i in rows]))[0])
-    _save({"structure": torch.cat(found)}, path)
+def cache_texture_latents(encoder: nn.Module, objects: ShardedObjects, path: Path, most: int, chunk: int = 16) -> None:
+    """Posterior means of the texture autoencoder, on the coordinates of the shape latents."""
+    found, variance = [], []
+    for start in range(0, min(len(objects), most), chunk):
+        rows = range(start, min(start + chunk, len(objects), most))
+        batch = batches.sparse_batch([objects.targets(i) for i in rows])
+        latent = encoder(batch.attrs * 2 - 1, batch.coords)
+        found.append(latent.mean)
+        variance.append(latent.logvar.exp())
+    _save({"texture": torch.cat(found), "variance": torch.cat(variance).mean(0)}, path)

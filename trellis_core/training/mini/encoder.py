@@ -1,107 +1,153 @@
-"""Image encoder of the mini family: a small DINOv3-style ViT, taught by auxiliary heads that are then thrown away.
+"""Image encoder of the mini family: a small DINOv3-style ViT, taught by an auxiliary head that is then thrown away.
 
-It stands in for self-supervised pre-training. The heads read the very tokens that the flow models will attend to
-(plain LayerNorm of the last hidden state): every patch tells where its pixels lie on the object and of what material
-they are, and a query for any coarse voxel must find out whether it is occupied, how, and in which colour.
+It stands in for self-supervised pre-training. The head reads the very tokens that the flow models will attend to (plain
+LayerNorm of the last hidden state). In the camera's frame a patch of the picture lies over a column of the structure; every
+patch must tell what its column holds: which cells, how near the front and how far the back, in which colours, and where in
+the picture it is.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...image.dino import DinoV3Encoder
+from .data.dataset import DualGridTargets
+
 CELLS = 4
-"""Sub-cells per patch edge at which the patch heads predict."""
-GRID = 8
-FINE = 4
-"""Fine voxels per coarse voxel edge."""
-MATERIAL = 5
+"""Sub-cells per patch edge at which the head predicts."""
+DEPTHS = 16
+"""Cells of a column."""
+MAPS = 9
+"""Maps of the sub-cells: cover, front, back, front colour, back colour."""
+MATERIAL = 2
+FREQUENCIES = (1.0, 0.645, 0.416, 0.268)
+"""Of the sinusoids of a patch's place, in radians a patch."""
+PLACE = 4 * len(FREQUENCIES)
 
 
-class PatchHead(nn.Module):
-    """Token -> maps of CELLS^2 cells a patch: XYZ (3), RGB, metallic, roughness (5) and mask logit (1)."""
+def place_code(side: int) -> Tensor:
+    """float32 [side^2, PLACE]: cosine and sine of every patch's column and height, row by row from the top."""
+    step = torch.arange(side, dtype=torch.float32)
+    z, x = torch.meshgrid(side - 1 - step, step, indexing="ij")
+    return sinusoids(torch.stack([x, z], -1).view(-1, 2))
 
-    def __init__(self, width: int, patches: int) -> None:
+
+def sinusoids(places: Tensor) -> Tensor:
+    """float32 [..., 2] in patches -> [..., PLACE]."""
+    angles = (places[..., None] * torch.tensor(FREQUENCIES)).flatten(-2)
+    return torch.cat([angles.cos(), angles.sin()], -1)
+
+
+class ColumnHead(nn.Module):
+    """Token -> what lies behind the patch."""
+
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.patches = patches
-        self.channels = 3 + MATERIAL + 1
-        self.head = nn.Linear(width, CELLS * CELLS * self.channels)
+        self.head = nn.Linear(width, DEPTHS + MAPS * CELLS * CELLS + MATERIAL + PLACE)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[B, patches^2, D] -> [B, 9, patches * CELLS, patches * CELLS]."""
-        n = self.patches
-        maps = self.head(tokens).view(-1, n, n, CELLS, CELLS, self.channels)
-        return maps.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.channels, n * CELLS, n * CELLS)
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """[B, n^2, D] -> cells [B, n^2, DEPTHS] (logits), maps [B, n^2, MAPS, CELLS^2], material, place."""
+        cells, maps, material, place = self.head(tokens).split([DEPTHS, MAPS * CELLS**2, MATERIAL, PLACE], -1)
+        return cells, maps.unflatten(-1, (MAPS, -1)), material, place
 
 
-class VoxelHead(nn.Module):
-    """Coarse voxel queries -> occupancy logit (1), fine occupancy logits (FINE^3), mean material (5)."""
+def set_out(vit: DinoV3Encoder) -> None:
+    """Start a fresh encoder with what it would learn first: a patch's colours as they are, and its place.
 
-    def __init__(self, width: int, heads: int, depth: int = 2) -> None:
-        super().__init__()
-        self.heads = heads
-        self.queries = nn.Parameter(torch.randn(GRID**3, width))
-        self.blocks = nn.ModuleList(
-            nn.ModuleDict(
-                {
-                    "norm_q": nn.LayerNorm(width),
-                    "to_q": nn.Linear(width, width),
-                    "to_kv": nn.Linear(width, 2 * width),
-                    "to_out": nn.Linear(width, width),
-                    "mlp": nn.Sequential(
-                        nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
-                    ),
-                }
-            )
-            for _ in range(depth)
-        )
-        self.head = nn.Linear(width, 1 + FINE**3 + MATERIAL)
+    Colours: the first channels are averages of the patch's sub-cells. Place: rotary phases turn patches but not registers, so
+    what a constant query thinks of a register depends on the place of the patch that asks. In the first layer one head bins
+    the rows and one the columns, a register a bin, and writes the bins to channels of their own.
+    """
+    p = vit.params
+    bins, width, head = p.num_register_tokens, p.hidden_size, p.hidden_size // p.num_attention_heads
+    own = width - bins
+    written = own - 2 * bins
+    conv = vit.embeddings.patch_embeddings
+    size = conv.weight.shape[-1] // CELLS
+    attention = vit.layer[0].attention
+    half, slow, steady = head // 2, 3, head // 4 - 1
+    reach = 2 * math.pi * p.rope_theta ** (-4 * slow / head)
+    with torch.no_grad():
+        for c in range(3):
+            for cell in range(CELLS * CELLS):
+                u, v = cell // CELLS * size, cell % CELLS * size
+                conv.weight[c * CELLS**2 + cell] = 0
+                conv.weight[c * CELLS**2 + cell, c, u : u + size, v : v + size] = 1 / size**2
+        conv.weight[written:] = 0
+        conv.bias[written:] = 0
+        vit.embeddings.register_tokens.zero_()
+        vit.embeddings.register_tokens[0, :, own:] = torch.eye(bins)
+        loud = width**0.5  # what LayerNorm makes of the only channel that is on
+        turn = reach * ((torch.arange(bins) + 0.5) / bins * 2 - 1)
+        for axis in range(2):
+            rows = slice(axis * head, (axis + 1) * head)
+            place = axis * head // 4 + slow
+            for layer in (attention.q_proj, attention.k_proj, attention.v_proj):
+                layer.weight[rows] = 0
+            attention.q_proj.bias[rows] = 0
+            attention.q_proj.bias[axis * head + place] = head**0.5
+            attention.q_proj.bias[axis * head + steady] = head**0.5
+            keys = attention.k_proj.weight[rows, own:]
+            keys[place], keys[place + half], keys[steady] = 60 * turn.cos() / loud, 60 * turn.sin() / loud, 20 / loud
+            attention.v_proj.bias[rows] = 0
+            attention.v_proj.weight[axis * head : axis * head + bins, own:] = 2 * torch.eye(bins) / loud
+            attention.o_proj.weight[:, rows] = 0
+            channels = slice(written + axis * bins, written + (axis + 1) * bins)
+            attention.o_proj.weight[channels, axis * head : axis * head + bins] = torch.eye(bins)
 
-    def forward(self, tokens: Tensor, wanted: Tensor) -> Tensor:
-        """tokens [B, L, D], wanted int64 [B, Q] linear voxel numbers -> [B, Q, 1 + 64 + 5]."""
-        h = self.queries[wanted]
-        for block in self.blocks:
-            q = self._split(block["to_q"](block["norm_q"](h)))
-            k, v = map(self._split, block["to_kv"](tokens).chunk(2, dim=-1))
-            seen = F.scaled_dot_product_attention(q, k, v)
-            h = h + block["to_out"](seen.transpose(1, 2).flatten(2))
-            h = h + block["mlp"](h)
-        return self.head(F.layer_norm(h, h.shape[-1:]))
 
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+def column_targets(objects: Sequence[DualGridTargets]) -> tuple[Tensor, Tensor, Tensor]:
+    """What the head shall say: cells bool [B, n^2, DEPTHS], maps float32 [B, n^2, MAPS, CELLS^2] and material [B, n^2, 2].
+
+    Depths are in 0..1 of the grid; where nothing is, maps are 0.
+    """
+    grid = objects[0].grid
+    side = grid // CELLS
+    dense = np.zeros((len(objects), MAPS, grid, grid), np.float32)
+    material = np.zeros((len(objects), MATERIAL, grid, grid), np.float32)
+    cells = np.zeros((len(objects), side, side, DEPTHS), bool)
+    for i, t in enumerate(objects):
+        coords = t.coords.astype(np.int64)
+        x, z = coords[:, 0], grid - 1 - coords[:, 2]
+        column, depth = z * grid + x, (coords[:, 1] + t.dual[:, 1]) / grid
+        # Rows are sorted by x, y, z: the first row of a column is its foremost one.
+        for rows, at, colour in ((slice(None), 1, 3), (slice(None, None, -1), 2, 6)):
+            which, first = np.unique(column[rows], return_index=True)
+            where = which // grid, which % grid
+            dense[i, 0][where] = 1
+            dense[i, at][where] = depth[rows][first]
+            dense[i, colour : colour + 3][:, where[0], where[1]] = t.attrs[rows][first, :3].T
+            material[i][:, where[0], where[1]] = t.attrs[rows][first, 3:5].T
+        cells[i, z // CELLS, x // CELLS, coords[:, 1] * DEPTHS // grid] = True
+    maps, material = torch.from_numpy(dense), torch.from_numpy(material)
+    cover = F.avg_pool2d(maps[:, :1], CELLS).clamp_min(1e-6)
+    material = (F.avg_pool2d(material, CELLS) / cover).flatten(2).transpose(1, 2)
+    maps = maps.unflatten(2, (side, CELLS)).unflatten(4, (side, CELLS)).permute(0, 2, 4, 1, 3, 5).flatten(4).flatten(1, 2)
+    return torch.from_numpy(cells).flatten(1, 2), maps, material
 
 
-def patch_losses(maps: Tensor, xyz: Tensor, material: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """maps [B, 9, R, R]; xyz [B, 3, S, S], material [B, 5, S, S], mask [B, 1, S, S] float at a multiple of R."""
-    factor = mask.shape[-1] // maps.shape[-1]
-    covered = F.avg_pool2d(mask, factor)
-    share = covered.clamp_min(1e-6)
-    xyz = F.avg_pool2d(xyz * mask, factor) / share
-    material = F.avg_pool2d(material * mask, factor) / share
-    weight = covered / covered.sum()
+def column_losses(
+    said: tuple[Tensor, Tensor, Tensor, Tensor], wanted: tuple[Tensor, Tensor, Tensor], side: int
+) -> dict[str, Tensor]:
+    """Terms of the head's loss; `said` of `ColumnHead`, `wanted` of `column_targets`."""
+    cells, maps, material, place = said
+    truth = wanted[1]
+    on = truth[:, :, :1]
+    weight = on / on.sum().clamp_min(1)
+    error = (maps[:, :, 1:] - truth[:, :, 1:]).abs() * weight
+    patch = on.mean(3)
     return {
-        "xyz": ((maps[:, :3] - xyz).abs() * weight).sum() / 3,
-        "material": ((maps[:, 3:8] - material).abs() * weight).sum() / MATERIAL,
-        "mask": F.binary_cross_entropy_with_logits(maps[:, 8:], covered),
+        "cells": F.binary_cross_entropy_with_logits(cells, wanted[0].float()),
+        "cover": F.binary_cross_entropy_with_logits(maps[:, :, :1], on),
+        "depth": error[:, :, :2].sum() / 2,
+        "colour": error[:, :, 2:5].sum() / 3,
+        "back": error[:, :, 5:].sum() / 3,
+        "material": ((material - wanted[2]).abs() * patch).sum() / patch.sum().clamp_min(1) / MATERIAL,
+        "place": F.mse_loss(place, place_code(side).expand_as(place)),
     }
-
-
-def voxel_losses(answers: Tensor, occupied: Tensor, fine: Tensor, material: Tensor) -> dict[str, Tensor]:
-    """answers [B, Q, 70]; occupied bool [B, Q], fine bool [B, Q, 64], material float [B, Q, 5] (both where occupied)."""
-    where = occupied
-    return {
-        "occupancy": F.binary_cross_entropy_with_logits(answers[..., 0], occupied.float()),
-        "fine": F.binary_cross_entropy_with_logits(answers[..., 1:-MATERIAL][where], fine[where].float()),
-        "voxel_material": F.l1_loss(answers[..., -MATERIAL:][where], material[where]),
-    }
-
-
-def photometric(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Random exposure, gamma and a little blur of pixels [B, 3, S, S] premultiplied on black."""
-    count = len(pixels)
-    gain, gamma, blur = torch.rand(3, count, 1, 1, 1, generator=generator)
-    pixels = (pixels.clamp_min(1e-4) ** (0.85 + 0.3 * gamma) * (0.85 + 0.3 * gain)).clamp(0, 1)
-    soft = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1)), 3, stride=1)
-    return torch.lerp(pixels, soft, (blur - 0.5).clamp_min(0))

@@ -27,26 +27,25 @@ from ...vae.structure import (
 
 LATENT = 16
 """Channels of the shape and of the texture latent."""
-STRUCTURE_LATENT = 8
-TOKEN_WIDTH = 128
-IMAGE_SIZE = 64
+STRUCTURE_LATENT = 64
+TOKEN_WIDTH = 160
+IMAGE_SIZE = 128
 RESOLUTIONS = {
-    "512": {"image_size": 64, "structure_grid": 8, "output": 32},
-    "1024": {"image_size": 64, "structure_grid": 16, "output": 64},
-    "1536": {"image_size": 64, "structure_grid": 24, "output": 96},
+    "512": {"image_size": IMAGE_SIZE, "structure_grid": 16, "output": 64},
+    "1024": {"image_size": IMAGE_SIZE, "structure_grid": 32, "output": 128},
 }
 
 DINO_CONFIG = {
     "architectures": ["DINOv3ViTModel"],
     "model_type": "dinov3_vit",
     "hidden_size": TOKEN_WIDTH,
-    "intermediate_size": 4 * TOKEN_WIDTH,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
+    "intermediate_size": 3 * TOKEN_WIDTH,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 5,
     "patch_size": 8,
     "image_size": IMAGE_SIZE,
     "num_channels": 3,
-    "num_register_tokens": 4,
+    "num_register_tokens": 8,
     "layer_norm_eps": 1e-5,
     "rope_theta": 100.0,
     "query_bias": True,
@@ -60,11 +59,11 @@ DINO_CONFIG = {
 }
 
 
-def _flow(resolution: int, in_channels: int, out_channels: int, blocks: int) -> dict:
+def _flow(resolution: int, in_channels: int, out_channels: int, width: int, blocks: int) -> dict:
     return {
         "resolution": resolution, "in_channels": in_channels, "out_channels": out_channels,
-        "model_channels": 128, "cond_channels": TOKEN_WIDTH, "num_blocks": blocks, "num_heads": 4, "mlp_ratio": 4,
-        "pe_mode": "rope", "share_mod": True, "initialization": "scaled", "qk_rms_norm": True, "qk_rms_norm_cross": True,
+        "model_channels": width, "cond_channels": TOKEN_WIDTH, "num_blocks": blocks, "num_heads": width // 32, "mlp_ratio": 3,
+        "pe_mode": "ape", "share_mod": True, "initialization": "scaled", "qk_rms_norm": True, "qk_rms_norm_cross": True,
     }  # fmt: skip
 
 
@@ -81,18 +80,18 @@ def _unet(channels: list[int], *, encoder: bool, **more) -> dict:
     }  # fmt: skip
 
 
-_STRUCTURE = {"latent_channels": STRUCTURE_LATENT, "num_res_blocks": 1, "num_res_blocks_middle": 1, "use_fp16": False}
+_STRUCTURE = {"latent_channels": STRUCTURE_LATENT, "num_res_blocks": 0, "num_res_blocks_middle": 0, "use_fp16": False}
 
 CONFIGS = {
-    "ss_enc": ("SparseStructureEncoder", {"in_channels": 1, "channels": [16, 32], **_STRUCTURE}),
-    "ss_dec": ("SparseStructureDecoder", {"out_channels": 1, "channels": [32, 16], **_STRUCTURE}),
-    "ss_flow": ("SparseStructureFlowModel", _flow(4, STRUCTURE_LATENT, STRUCTURE_LATENT, 4)),
+    "ss_enc": ("SparseStructureEncoder", {"in_channels": 1, "channels": [8, 32, 128], **_STRUCTURE}),
+    "ss_dec": ("SparseStructureDecoder", {"out_channels": 1, "channels": [64, 32, 8], **_STRUCTURE}),
+    "ss_flow": ("SparseStructureFlowModel", _flow(4, STRUCTURE_LATENT, STRUCTURE_LATENT, 192, 5)),
     "shape_enc": ("FlexiDualGridVaeEncoder", _unet([32, 32, 64], encoder=True)),
-    "shape_dec": ("FlexiDualGridVaeDecoder", _unet([64, 32, 32], encoder=False, resolution=32, voxel_margin=0.5)),
-    "shape_flow": ("SLatFlowModel", _flow(8, LATENT, LATENT, 5)),
+    "shape_dec": ("FlexiDualGridVaeDecoder", _unet([64, 32, 32], encoder=False, resolution=64, voxel_margin=0.5)),
+    "shape_flow": ("SLatFlowModel", _flow(16, LATENT, LATENT, 128, 4)),
     "tex_enc": ("SparseUnetVaeEncoder", _unet([32, 32, 32], encoder=True, in_channels=6)),
     "tex_dec": ("SparseUnetVaeDecoder", _unet([64, 32, 32], encoder=False, out_channels=6, pred_subdiv=False)),
-    "tex_flow": ("SLatFlowModel", _flow(8, 2 * LATENT, LATENT, 4)),
+    "tex_flow": ("SLatFlowModel", _flow(16, 2 * LATENT, LATENT, 128, 4)),
 }
 """Class name and arguments of every network, as its JSON file will say."""
 

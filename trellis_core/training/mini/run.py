@@ -8,13 +8,15 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ...flow.transformer import initialize
 from ..loop import load_averaged
-from . import batches, encoder
+from . import batches
 from .cache import ShapeLatents, TextureLatents, cache_file
 from .data.dataset import ShardedObjects
+from .encoder import ColumnHead
 from .networks import TOKEN_WIDTH, make_image_encoder, make_network
 from .vaes import SparseBatch
 
@@ -28,6 +30,10 @@ class Run:
     folder: Path
     data: Path
     validation: Path
+    warm: Path | None = None
+    """A family folder whose networks the stages start from, where they fit."""
+    cached: int = 16000
+    """Objects whose latents and tokens the flow stages keep and train on, at most."""
     _opened: tuple[float, ShardedObjects] | None = None
 
     @property
@@ -50,12 +56,24 @@ class Run:
     def texture_latents(self) -> TextureLatents:
         return TextureLatents.open(cache_file(self.folder, "latents_texture"))
 
+    def warm_start(self, key: str, network: nn.Module) -> bool:
+        """Fill a network with the weights of the family to start from; False if it has none of this shape."""
+        if self.warm is None:
+            return False
+        file = self.warm / ("dinov3/model.safetensors" if key == "dinov3" else f"ckpts/{key}.safetensors")
+        state = {name: value.float() for name, value in load_file(file).items()}
+        shapes = {name: value.shape for name, value in network.state_dict().items()}
+        if shapes != {name: value.shape for name, value in state.items()}:
+            return False
+        network.load_state_dict(state)
+        return True
+
     def load(self, stage: str, **modules: nn.Module) -> None:
         load_averaged(stage, modules, self.folder)
 
 
-def held_out_batch(run: Run, count: int = 48, grid: int = 32) -> SparseBatch:
-    return batches.sparse_batch([run.held_out.targets(i, grid) for i in range(count)])
+def held_out_batch(run: Run, count: int = 24) -> SparseBatch:
+    return batches.sparse_batch([run.held_out.targets(i) for i in range(count)])
 
 
 def flow_network(key: str) -> nn.Module:
@@ -66,14 +84,9 @@ def flow_network(key: str) -> nn.Module:
 
 
 def held_out_tokens(run: Run) -> Tensor:
-    """Image tokens [VALIDATION, L, D] of the validation objects' first views."""
+    """Image tokens [VALIDATION, L, D] of the validation objects."""
     vit = make_image_encoder()
-    run.load("encoder", vit=vit, **auxiliary_heads())
-    pixels = batches.views(run.held_out, range(VALIDATION), [0] * VALIDATION).pixels
+    run.load("encoder", vit=vit, head=ColumnHead(TOKEN_WIDTH))
+    pixels = batches.pictures(run.held_out, range(VALIDATION))
     with torch.no_grad():
         return torch.cat([vit.encode(p) for p in pixels.split(64)])
-
-
-def auxiliary_heads() -> dict[str, nn.Module]:
-    """The heads that teach the image encoder."""
-    return {"patch": encoder.PatchHead(TOKEN_WIDTH, 8), "voxel": encoder.VoxelHead(TOKEN_WIDTH, 4)}

@@ -12,14 +12,15 @@ from ...flow.sampler import SamplerParams
 from ...vae.sparse_unet import dual_grid_features
 from ..loop import Recipe, train_stage
 from ..losses import TimeSchedule
+from . import aim
 from .cache import ShapeLatents, TextureLatents, Tokens, cache_file
 from .flows import SHAPE_SAMPLER, SHAPE_TIMES, TEXTURE_SAMPLER, TEXTURE_TIMES, sample_slat, slat_flow_loss
 from .networks import make_network
 from .run import Run, flow_network, held_out_batch, held_out_tokens
 
 UNIFORM = TimeSchedule("uniform")
-HELD_OUT = 64
-BATCH = 12
+HELD_OUT = 24
+BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,10 @@ class Source:
         return cls(Tokens.open(cache_file(folder, "tokens")), ShapeLatents.open(cache_file(folder, "latents_shape")), texture)
 
     def draw(self, generator: torch.Generator) -> Draw:
-        count, views, orders = self.tokens.tokens.shape[:3]
-        rows = torch.randint(min(count, len(self.latents)), (BATCH,), generator=generator)
-        order = torch.randint(orders, (BATCH,), generator=generator)
-        cond = self.tokens.gather(rows, torch.randint(views, (BATCH,), generator=generator), order)
+        rows = torch.randint(min(len(self.tokens), len(self.latents)), (BATCH,), generator=generator)
         index, coords = self.latents.rows(rows.tolist())
-        texture = None if self.texture is None else self.texture.texture[order[coords[:, 0].long()], index]
-        return Draw(coords, cond, self.latents.shape[index], texture)
+        texture = None if self.texture is None else self.texture.texture[index]
+        return Draw(coords, self.tokens.gather(rows), self.latents.shape[index], texture)
 
 
 def _report(
@@ -86,6 +84,8 @@ def _held_out(run: Run, with_texture: bool) -> Draw:
 def train_shape_flow(run: Run, recipe: Recipe) -> None:
     """Shape flow on normalised shape latents."""
     model, source, held_out = flow_network("shape_flow"), Source.open(run.folder, False), _held_out(run, False)
+    if not run.warm_start("shape_flow", model):
+        aim.aim_latent(model, source.tokens)
     mean, std = source.latents.statistics()
 
     def loss(generator: torch.Generator) -> dict[str, Tensor]:
@@ -101,6 +101,8 @@ def train_shape_flow(run: Run, recipe: Recipe) -> None:
 def train_texture_flow(run: Run, recipe: Recipe) -> None:
     """Texture flow on normalised texture latents, given the normalised shape latent."""
     model, source, held_out = flow_network("tex_flow"), Source.open(run.folder, True), _held_out(run, True)
+    if not run.warm_start("tex_flow", model):
+        aim.aim_latent(model, source.tokens)
     shape_mean, shape_std = source.latents.statistics()
     mean, std = run.texture_latents.statistics()
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ovoxel.dual_grid import dual_grid_quads
@@ -35,16 +34,6 @@ class SparseBatch:
     vertices: Tensor
     flags: Tensor
     attrs: Tensor
-
-
-def structure_loss(encoder: nn.Module, decoder: nn.Module, occupancy: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-    """occupancy float32 [B, 1, R, R, R] -> loss and terms."""
-    mean, logvar = encoder(occupancy)
-    noise = torch.randn(mean.shape, generator=generator)
-    logits = decoder(mean + (0.5 * logvar).exp() * noise)
-    kl = kl_to_standard_normal(mean, logvar)
-    bce = F.binary_cross_entropy_with_logits(logits, occupancy)
-    return {"loss": 8 * bce + 1e-3 * kl, "bce": bce.detach(), "kl": kl.detach()}
 
 
 Perturb = Callable[[Tensor, Tensor, torch.Generator], Tensor]
@@ -133,15 +122,6 @@ def channel_weights(attrs: Tensor) -> Tensor:
     weights[:3] *= 2
     weights[5] = weights[3] / 10
     return weights / weights.sum()
-
-
-@torch.no_grad()
-def structure_report(encoder: nn.Module, decoder: nn.Module, occupancy: Tensor) -> dict[str, float]:
-    """Held-out IoU of the round trip, plain and with noise of half a standard deviation on the latent."""
-    mean, _ = encoder(occupancy)
-    on = occupancy > 0.5
-    noisy = mean + 0.5 * mean.std() * torch.randn(mean.shape, generator=torch.Generator().manual_seed(1))
-    return {"iou": mask_iou(decoder(mean) > 0, on), "iou_noisy": mask_iou(decoder(noisy) > 0, on)}
 
 
 @torch.no_grad()

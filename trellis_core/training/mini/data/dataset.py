@@ -1,18 +1,14 @@
-"""Procedural training data: dual-grid targets and views of procedural objects, in shards that load by memory map.
+"""Training data: dual-grid targets and pictures of made-up objects, in shards that load by memory map.
 
-A shard is `shard_NNNNN.safetensors` of consecutive seeds. With n objects, V views of S pixels and grid R its arrays are
+A shard is `shard_NNNNN.safetensors` of consecutive seeds. With n objects, pictures of S pixels and grid R its arrays are
 
     seeds              int64  [n]
-    category           uint8  [n]                index into `toys.BUILDERS`
     offsets_R          int64  [n + 1]            rows of object i: offsets_R[i] : offsets_R[i + 1]
     coords_R           uint8  [N, 3]             active voxels, lexicographic
     dual_R             uint8  [N, 3]             dual vertex in its voxel, floor(255 * x)
     intersected_R      uint8  [N]                bit a: flag of axis a
     attrs_R            uint8  [N, 6]             base colour (sRGB), metallic, roughness, alpha; 0..255
-    rgb                uint8  [n, V, S, S, 3]    as `render.View`
-    mask               uint8  [n, V, S, S]
-    xyz                float16[n, V, S, S, 3]
-    material           uint8  [n, V, S, S, 5]
+    rgb                uint8  [n, S, S, 3]       cropped, premultiplied on black, as the pipeline gives it to the encoder
 """
 
 from __future__ import annotations
@@ -21,7 +17,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
@@ -31,10 +27,15 @@ from safetensors.numpy import save as to_bytes
 
 from ....errors import InputError
 from ....files import write_whole
-from .objects import ProceduralObject, make_object
-from .render import View, training_view
+from . import outlines
+from .compose import compose
+from .objects import ProceduralObject
+from .render import training_picture
 
 REGULARISATION = 0.1
+GRID, PICTURE = 64, 128
+PICTURES = 0.6
+"""Share of objects that are blown-up pictures, where there are pictures; the others are compositions of primitives."""
 
 
 def kernels() -> ModuleType:
@@ -64,6 +65,10 @@ class DualGridTargets:
     intersected: np.ndarray
     attrs: np.ndarray
 
+    def recoloured(self, order: Sequence[int]) -> DualGridTargets:
+        """The same with its colour channels in another order."""
+        return replace(self, attrs=self.attrs[:, [*order, 3, 4, 5]])
+
     def surface(self) -> np.ndarray:
         """The dual vertices in object space, float32 [N, 3]."""
         return (self.coords + self.dual) / np.float32(self.grid) - np.float32(0.5)
@@ -71,12 +76,11 @@ class DualGridTargets:
 
 @dataclass(frozen=True)
 class Sample:
-    """One object: its seed, targets by grid, and views."""
+    """One object: its seed, targets, and picture uint8 [S, S, 3] as the encoder gets it."""
 
     seed: int
-    category: int
-    targets: dict[int, DualGridTargets]
-    views: list[View]
+    targets: DualGridTargets
+    rgb: np.ndarray
 
 
 def dual_grid_targets(obj: ProceduralObject, grid: int) -> DualGridTargets:
@@ -90,40 +94,54 @@ def dual_grid_targets(obj: ProceduralObject, grid: int) -> DualGridTargets:
     return DualGridTargets(grid, coords, dual, intersected, attrs)
 
 
-def make_sample(seed: int, grids: Sequence[int] = (32,), views: int = 2, size: int = 64, category: str | None = None) -> Sample:
-    """Everything about one seed, made on the spot (the way to held-out objects)."""
-    from .toys import BUILDERS
+def blown_up(seed: int, pictures: Sequence[Path], grid: int = GRID, size: int = PICTURE) -> Sample:
+    """A random picture of the list as a solid (see `outlines`)."""
+    rng = np.random.default_rng([seed, 5])
+    rgb, alpha = outlines.cropped(outlines.random_picture(pictures, rng), size)
+    values = outlines.relief(alpha, rng).values(grid)
+    coords, dual, intersected = kernels().lattice_dual_grid(values, REGULARISATION)
+    points = (coords + dual) / np.float32(grid) - np.float32(0.5)
+    attrs = np.ones((len(coords), 6), np.float32)
+    attrs[:, :3] = outlines.painted(rgb, alpha, points)
+    attrs[:, 3:5] = 0.0, rng.uniform(0.4, 0.6)
+    return Sample(seed, DualGridTargets(grid, coords, dual, intersected, attrs), outlines.as_photographed(rgb, rng))
 
-    obj = make_object(seed, category)
-    targets = {grid: dual_grid_targets(obj, grid) for grid in grids}
-    surface = targets[grids[0]].surface()
+
+def composed(seed: int, grid: int = GRID, size: int = PICTURE) -> Sample:
+    """A random composition, seen by a random camera in front of it."""
+    obj = compose(seed)
+    targets = dual_grid_targets(obj, grid)
     rng = np.random.default_rng([seed, 7])
-    return Sample(
-        seed, list(BUILDERS).index(obj.category), targets, [training_view(obj, surface, rng, size) for _ in range(views)]
-    )
+    return Sample(seed, targets, outlines.as_photographed(training_picture(obj, targets.surface(), rng, size), rng))
 
 
-def generate_shard(seeds: Sequence[int], grids: Sequence[int] = (32,), views: int = 2, size: int = 64) -> dict[str, np.ndarray]:
+def make_sample(seed: int, pictures: Sequence[Path] = (), grid: int = GRID, size: int = PICTURE) -> Sample:
+    """Everything about one seed, made on the spot; without `pictures` all objects are compositions."""
+    if pictures and np.random.default_rng([seed, 3]).random() < PICTURES:
+        return blown_up(seed, pictures, grid, size)
+    return composed(seed, grid, size)
+
+
+def generate_shard(seeds: Sequence[int], pictures: Sequence[Path] = (), grid: int = GRID) -> dict[str, np.ndarray]:
     """The arrays of a shard (see the module's text) for these seeds."""
-    samples = [make_sample(seed, grids, views, size) for seed in seeds]
-    arrays = {"seeds": np.array(seeds, np.int64), "category": np.array([s.category for s in samples], np.uint8)}
-    for grid in grids:
-        rows = [s.targets[grid] for s in samples]
-        arrays[f"offsets_{grid}"] = np.cumsum([0] + [len(t.coords) for t in rows])
-        arrays[f"coords_{grid}"] = np.concatenate([t.coords for t in rows])
-        arrays[f"dual_{grid}"] = np.concatenate([(255 * t.dual).astype(np.uint8) for t in rows])
-        arrays[f"intersected_{grid}"] = np.concatenate([t.intersected @ np.array([1, 2, 4], np.uint8) for t in rows])
-        arrays[f"attrs_{grid}"] = np.concatenate([np.rint(255 * t.attrs).astype(np.uint8) for t in rows])
-    for name in ("rgb", "mask", "xyz", "material") if views else ():
-        arrays[name] = np.stack([[getattr(view, name) for view in s.views] for s in samples])
-    return arrays
+    samples = [make_sample(seed, pictures, grid) for seed in seeds]
+    rows = [s.targets for s in samples]
+    return {
+        "seeds": np.array(seeds, np.int64),
+        f"offsets_{grid}": np.cumsum([0] + [len(t.coords) for t in rows]),
+        f"coords_{grid}": np.concatenate([t.coords for t in rows]),
+        f"dual_{grid}": np.concatenate([(255 * t.dual).astype(np.uint8) for t in rows]),
+        f"intersected_{grid}": np.concatenate([t.intersected @ np.array([1, 2, 4], np.uint8) for t in rows]),
+        f"attrs_{grid}": np.concatenate([np.rint(255 * t.attrs).astype(np.uint8) for t in rows]),
+        "rgb": np.stack([s.rgb for s in samples]),
+    }
 
 
 class ShardedObjects:
     """Objects of a folder of shards, in seed order, read through memory maps.
 
-    `len()` counts objects, `objects(i)` gives one as a `Sample`; `gather(name, rows)` stacks a per-object array. Shards that
-    appear later need a new instance.
+    `len()` counts objects, `targets(i)` gives what one shall become; `gather(name, rows)` stacks a per-object array. Shards
+    that appear later need a new instance.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -134,7 +152,7 @@ class ShardedObjects:
             )
         self._arrays = [_memory_map(path) for path in self.paths]
         self._first = np.cumsum([0] + [len(a["seeds"]) for a in self._arrays])
-        self.grids = tuple(sorted(int(name[8:]) for name in self._arrays[0] if name.startswith("offsets_")))
+        self.grid = next(int(name[8:]) for name in self._arrays[0] if name.startswith("offsets_"))
 
     def __len__(self) -> int:
         return int(self._first[-1])
@@ -146,27 +164,17 @@ class ShardedObjects:
         return self._arrays[shard], i - int(self._first[shard])
 
     def gather(self, name: str, rows: Sequence[int]) -> np.ndarray:
-        """Stack a per-object array (seeds, category, rgb, mask, xyz, material) of these objects: [len(rows), ...]."""
+        """Stack a per-object array (seeds, rgb) of these objects: [len(rows), ...]."""
         return np.stack([arrays[name][k] for arrays, k in map(self._locate, rows)])
 
-    def targets(self, i: int, grid: int) -> DualGridTargets:
+    def targets(self, i: int) -> DualGridTargets:
         """The dequantised targets of object i."""
         arrays, k = self._locate(i)
+        grid = self.grid
         rows = slice(*(int(x) for x in arrays[f"offsets_{grid}"][k : k + 2]))
         flags = (arrays[f"intersected_{grid}"][rows, None] >> np.arange(3, dtype=np.uint8) & 1).astype(bool)
         dual, attrs = (arrays[f"{name}_{grid}"][rows].astype(np.float32) / 255 for name in ("dual", "attrs"))
         return DualGridTargets(grid, np.array(arrays[f"coords_{grid}"][rows]), dual, flags, attrs)
-
-    def objects(self, i: int) -> Sample:
-        """Object i with all its grids and views."""
-        arrays, k = self._locate(i)
-        fields = ("rgb", "mask", "xyz", "material")
-        views = (
-            [View(*pictures) for pictures in zip(*(np.array(arrays[name][k]) for name in fields), strict=True)]
-            if "rgb" in arrays
-            else []
-        )
-        return Sample(int(arrays["seeds"][k]), int(arrays["category"][k]), {g: self.targets(i, g) for g in self.grids}, views)
 
 
 def _memory_map(path: Path) -> dict[str, np.ndarray]:
@@ -184,10 +192,10 @@ def _memory_map(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _write_shard(job: tuple[Path, range, tuple[int, ...], int]) -> Path:
-    path, seeds, grids, views = job
+def _write_shard(job: tuple[Path, range, Sequence[Path], int]) -> Path:
+    path, seeds, pictures, grid = job
     if not path.exists():
-        arrays = generate_shard(seeds, grids, views)
+        arrays = generate_shard(seeds, pictures, grid)
         write_whole(path, to_bytes({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
     return path
 
@@ -196,24 +204,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write shards; those already there are kept, so an interrupted run continues."""
     parser = argparse.ArgumentParser(prog="python -m trellis_core.training.mini.data.dataset", description=main.__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
+    parser.add_argument("--pictures", type=Path, help="folder of cut-out pictures (see data.fetch); without: compositions only")
     parser.add_argument("--first", type=int, default=0, help="first seed, a multiple of --shard")
     parser.add_argument("--count", type=int, default=24000, help="objects")
-    parser.add_argument("--shard", type=int, default=500, help="objects per shard")
-    parser.add_argument("--grid", type=int, action="append", help="target grid, may be repeated (default 32)")
-    parser.add_argument("--views", type=int, default=2, help="views per object")
+    parser.add_argument("--shard", type=int, default=250, help="objects per shard")
+    parser.add_argument("--grid", type=int, default=GRID, help="target grid")
     parser.add_argument("--workers", type=int, default=1, help="processes")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    stop, grids = args.first + args.count, tuple(args.grid or [32])
-    jobs = [
-        (
-            args.out / f"shard_{start // args.shard:05d}.safetensors",
-            range(start, min(start + args.shard, stop)),
-            grids,
-            args.views,
-        )
-        for start in range(args.first, stop, args.shard)
-    ]
+    stop = args.first + args.count
+    pictures = outlines.training_pictures(args.pictures) if args.pictures else []
+    jobs = []
+    for start in range(args.first, stop, args.shard):
+        path = args.out / f"shard_{start // args.shard:05d}.safetensors"
+        jobs.append((path, range(start, min(start + args.shard, stop)), pictures, args.grid))
     pool = get_context("spawn").Pool(args.workers) if args.workers > 1 else nullcontext()
     with pool:
         for done, path in enumerate((pool.imap if args.workers > 1 else map)(_write_shard, jobs), 1):

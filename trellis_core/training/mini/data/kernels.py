@@ -227,6 +227,73 @@ def dual_grid(parts, grid, regularisation):
 
 
 @_jit
+def inflate(inside, rounds):
+    """Solve laplace(u) = -1 (unit spacing) inside bool [N, M], u = 0 elsewhere, by over-relaxation: float32 [N, M]."""
+    n, m = inside.shape
+    u = np.zeros((n, m), np.float32)
+    for _ in range(rounds):
+        for i in range(1, n - 1):
+            for j in range(1, m - 1):
+                if inside[i, j]:
+                    mean = 0.25 * (u[i - 1, j] + u[i + 1, j] + u[i, j - 1] + u[i, j + 1] + 1)
+                    u[i, j] += 1.9 * (mean - u[i, j])
+    return u
+
+
+@_jit
+def _slope(value, x, y, z, axis):
+    """Central difference of a lattice along an axis, one-sided at its border."""
+    n = len(value) - 1
+    ax, ay, az = axis == 0, axis == 1, axis == 2
+    hx, hy, hz = min(x + ax, n), min(y + ay, n), min(z + az, n)
+    lx, ly, lz = max(x - ax, 0), max(y - ay, 0), max(z - az, 0)
+    return value[hx, hy, hz] - value[lx, ly, lz]
+
+
+@_jit
+def lattice_dual_grid(value, regularisation):
+    """Dual-grid targets of the zero set of a lattice float32 [grid + 1]^3, negative inside: (coords uint8 [N, 3],
+    offset float32 [N, 3], flags bool [N, 3]); see `dataset.dual_grid_targets`."""
+    grid = len(value) - 1
+    voxels = 0
+    for x, y, z in np.ndindex((grid, grid, grid)):
+        voxels += 0 < _corners_inside(value, x, y, z) < 8
+    coords = np.empty((voxels, 3), np.uint8)
+    offset = np.empty((voxels, 3), np.float32)
+    flags = np.zeros((voxels, 3), np.bool_)
+    crossing, found = np.empty((12, 6)), np.arange(12)
+    n = 0
+    for x, y, z in np.ndindex((grid, grid, grid)):
+        if not 0 < _corners_inside(value, x, y, z) < 8:
+            continue
+        count = 0
+        for axis in range(3):
+            for k in range(4):
+                u, v = k & 1, k >> 1
+                ex, ey, ez = x + (axis != 0) * u, y + (axis == 0) * u + (axis == 2) * v, z + (axis != 2) * v
+                fx, fy, fz = ex + (axis == 0), ey + (axis == 1), ez + (axis == 2)
+                d0, d1 = value[ex, ey, ez], value[fx, fy, fz]
+                if (d0 < 0) == (d1 < 0):
+                    continue
+                if k == 3:
+                    flags[n, axis] = True
+                t = d0 / (d0 - d1)
+                row = crossing[count]
+                row[0], row[1], row[2] = ex + t * (axis == 0), ey + t * (axis == 1), ez + t * (axis == 2)
+                length = 1e-12
+                for a in range(3):
+                    row[3 + a] = (1 - t) * _slope(value, ex, ey, ez, a) + t * _slope(value, fx, fy, fz, a)
+                    length += row[3 + a] * row[3 + a]
+                for a in range(3):
+                    row[3 + a] /= math.sqrt(length)
+                count += 1
+        coords[n, 0], coords[n, 1], coords[n, 2] = x, y, z
+        _dual_vertex(crossing, found, count, regularisation, coords[n], offset[n])
+        n += 1
+    return coords, offset, flags
+
+
+@_jit
 def _trace(parts, active, ox, oy, oz, dx, dy, dz, limit, eps):
     """First hit along a unit ray: (distance or -1, part). `active` is scratch int64 [P]."""
     count, start, end = 0, 1e9, 0.0

@@ -19,8 +19,8 @@ from ....errors import InputError
 Vector = Sequence[float]
 T = TypeVar("T")
 
-EXTENT = 0.9
-MIN_HALF = 0.025  # half of the thinnest part: 1.6 voxels across at 32^3
+EXTENT = 0.96
+MIN_HALF = 0.014  # half of the thinnest part: 1.8 voxels across at 64^3
 HELD_OUT_SEED = 1_000_000
 BOX, BALL, CONE, RING, CUP, TAPER, DOME = range(7)  # the kinds of `kernels.part_distance`
 # Which of the five sizes of each kind are thicknesses, kept above MIN_HALF.
@@ -103,7 +103,7 @@ class Sketch:
     def add(self, kind: int, at: Vector, size: Vector, look: Look, round: float = 0.0, turn: Vector = (0, 0, 0)) -> None:
         sizes = np.zeros(5)
         sizes[: len(size)] = size
-        self.parts.append(Part(kind, np.asarray(at, float), sizes, look, round, _rotation(turn)))
+        self.parts.append(Part(kind, np.asarray(at, float), sizes, look, round, rotation(turn)))
 
     def box(self, at: Vector, half: Vector, look: Look, round: float = 0.02, turn: Vector = (0, 0, 0)) -> None:
         self.add(BOX, at, half, look, min(round, 0.95 * min(half)), turn)
@@ -166,6 +166,15 @@ class Sketch:
         self.taken.append(rgb)
         return Look(rgb, 0.0, self.u(*roughness))
 
+    def turn(self, by: np.ndarray) -> None:
+        """Rotate everything drawn so far by the rotation `by` [3, 3] about the origin."""
+        self.parts = [Part(p.kind, by @ p.centre, p.size.copy(), p.look, p.round, by @ p.rotation) for p in self.parts]
+
+    def extent(self) -> np.ndarray:
+        """Lengths float64 [3] of the bounding box of everything drawn so far."""
+        bounds = np.array([part.bounds() for part in self.parts])
+        return bounds[:, 1].max(0) - bounds[:, 0].min(0)
+
     def finish(self, seed: int, category: str) -> ProceduralObject:
         """Scale and centre to `EXTENT`, thicken what the 32^3 grid would lose, and settle the extent again."""
         for _ in range(2):
@@ -183,7 +192,8 @@ class Sketch:
         return ProceduralObject(seed, category, tuple(self.parts))
 
 
-def _rotation(turn: Vector) -> np.ndarray:
+def rotation(turn: Vector) -> np.ndarray:
+    """Rotation [3, 3] by degrees about x, then y, then z."""
     x, y, z = np.deg2rad(turn)
     cx, sx, cy, sy, cz, sz = np.cos(x), np.sin(x), np.cos(y), np.sin(y), np.cos(z), np.sin(z)
     about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])

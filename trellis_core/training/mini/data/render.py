@@ -27,11 +27,6 @@ class Camera:
     fov: float = 40.0
     distance: float | None = None
 
-    @staticmethod
-    def random(rng: np.random.Generator) -> Camera:
-        """The training cone: all of the front. Exactly 90 degrees wide, so that no box-like object has two poses."""
-        return Camera(rng.uniform(-45, 45), rng.uniform(5, 45), rng.uniform(30, 50))
-
     def frame(self) -> tuple[np.ndarray, np.ndarray]:
         """Eye [3] and axes [3, 3] with rows right, up, forward."""
         azimuth, elevation = np.deg2rad([self.azimuth, self.elevation])
@@ -68,34 +63,22 @@ class Lighting:
         return Lighting(np.array(rows), float(rng.uniform(0.85, 1.25)))
 
 
-@dataclass(frozen=True)
-class View:
-    """One network input and what each pixel sees, on S x S pixels; black and zero outside the mask.
-
-    Attributes:
-        rgb: uint8 [S, S, 3], premultiplied on black.
-        mask: uint8 [S, S] coverage, 255 inside.
-        xyz: float16 [S, S, 3] canonical position of the visible surface.
-        material: uint8 [S, S, 5] base colour, metallic, roughness of the visible part.
-    """
-
-    rgb: np.ndarray
-    mask: np.ndarray
-    xyz: np.ndarray
-    material: np.ndarray
+def front_camera(rng: np.random.Generator) -> Camera:
+    """In front, mostly a little from above: the frame of the objects is the camera's, save for its height."""
+    return Camera(rng.normal(0, 3), float(np.clip(rng.normal(6, 8), -10, 32)), rng.uniform(12, 40))
 
 
-def training_view(obj: ProceduralObject, surface: np.ndarray, rng: np.random.Generator, size: int = 64) -> View:
-    """`cropped_view` by a random camera under random lights, its crop a little loose or tight as mattes are."""
-    camera = Camera.random(rng)
-    lighting = Lighting.random(rng, camera.azimuth)
-    return cropped_view(obj, surface, camera, lighting, size, zoom=rng.uniform(0.985, 1.025))
+def training_picture(obj: ProceduralObject, surface: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
+    """`cropped_picture` by a random camera in front, under random lights, its crop a little loose or tight as mattes are."""
+    camera = front_camera(rng)
+    return cropped_picture(obj, surface, camera, Lighting.random(rng, camera.azimuth), size, zoom=rng.uniform(0.985, 1.025))
 
 
-def cropped_view(
-    obj: ProceduralObject, surface: np.ndarray, camera: Camera, lighting: Lighting, size: int = 64, zoom: float = 1.0
-) -> View:
-    """The object's square bounding box, as the pipeline crops a picture (docs/method/networks.md), times `zoom`.
+def cropped_picture(
+    obj: ProceduralObject, surface: np.ndarray, camera: Camera, lighting: Lighting, size: int, zoom: float = 1.0
+) -> np.ndarray:
+    """uint8 [size, size, 3], premultiplied on black: the object's square bounding box, as the pipeline crops a
+    picture (docs/method/networks.md), times `zoom`.
 
     `surface` float [N, 3] are points on the surface in object space, dense enough to tell the silhouette's bounds.
     """
@@ -105,12 +88,8 @@ def cropped_view(
     low, high = flat.min(0), flat.max(0)
     half = (high - low).max() / 2 * zoom
     u, v = (low + high) / 2
-    colour, cover, point, part = _trace(obj, eye, axes, (u - half, u + half, v + half, v - half), size, lighting)
-    first = (part >= 0).argmax(2)[..., None]  # the first of a pixel's samples that hits
-    part = np.take_along_axis(part, first, 2)[..., 0]
-    point = np.take_along_axis(point, first[..., None], 2)[:, :, 0]
-    material = np.rint(255 * obj.table[:, -5:]).astype(np.uint8)[part] * (part >= 0)[..., None].astype(np.uint8)
-    return View((255 * colour).astype(np.uint8), np.rint(255 * cover).astype(np.uint8), point.astype(np.float16), material)
+    colour, _ = _trace(obj, eye, axes, (u - half, u + half, v + half, v - half), size, lighting)
+    return (255 * colour).astype(np.uint8)
 
 
 def render_view(
@@ -120,21 +99,19 @@ def render_view(
     eye, axes = camera.frame()
     reach = np.tan(np.deg2rad(camera.fov / 2))
     lighting = lighting or Lighting.studio(camera.azimuth)
-    colour, cover, _, _ = _trace(obj, eye, axes, (-reach, reach, reach, -reach), size, lighting)
+    colour, cover = _trace(obj, eye, axes, (-reach, reach, reach, -reach), size, lighting)
     straight = colour / np.maximum(cover, 1e-6)[..., None]
     return np.rint(255 * np.concatenate([straight, cover[..., None]], 2)).astype(np.uint8)
 
 
-def _trace(obj: ProceduralObject, eye, axes, window, size: int, lighting: Lighting) -> tuple[np.ndarray, ...]:
-    """(premultiplied sRGB [S, S, 3], coverage [S, S], points [S, S, 4, 3], parts [S, S, 4]); 4 = samples of a pixel."""
+def _trace(obj: ProceduralObject, eye, axes, window, size: int, lighting: Lighting) -> tuple[np.ndarray, np.ndarray]:
+    """(premultiplied sRGB [S, S, 3], coverage [S, S])."""
     from .dataset import kernels
 
     k = _SUPERSAMPLING
-    linear, point, part = kernels().render(obj.table, eye, axes, np.array(window), k * size, lighting.table)
-    group = lambda x: x.reshape(size, k, size, k, -1).swapaxes(1, 2).reshape(size, size, k * k, -1)  # noqa: E731
-    part = group(part)[..., 0]
-    colour = group(_encode(linear * np.float32(lighting.exposure))).mean(2)
-    return colour, (part >= 0).mean(2, dtype=np.float32), group(point), part
+    linear, _, part = kernels().render(obj.table, eye, axes, np.array(window), k * size, lighting.table)
+    group = lambda x: x.reshape(size, k, size, k, -1).mean((1, 3), dtype=np.float32)  # noqa: E731
+    return group(_encode(linear * np.float32(lighting.exposure))), group(part >= 0)[..., 0]
 
 
 def _encode(linear: np.ndarray) -> np.ndarray:
