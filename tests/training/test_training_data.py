@@ -12,7 +12,7 @@ from trellis_core.mesh.topology import edges
 from trellis_core.ovoxel.dual_grid import dual_grid_to_mesh
 from trellis_core.training.mini.data import compose, kernels, outlines
 from trellis_core.training.mini.data.dataset import ShardedObjects, blown_up, composed, dual_grid_targets, main, make_sample
-from trellis_core.training.mini.data.objects import EXTENT, HELD_OUT_SEED, MIN_HALF, make_object
+from trellis_core.training.mini.data.objects import EXTENT, FRAME, HELD_OUT_SEED, MIN_HALF, make_object
 from trellis_core.training.mini.data.render import Camera, Lighting, cropped_picture, render_view
 from trellis_core.training.mini.data.toys import BUILDERS, CATEGORIES
 
@@ -127,10 +127,10 @@ def test_a_blown_up_picture_keeps_its_outline_its_colours_and_is_closed(tmp_path
     mesh = dual_grid_to_mesh(rows, torch.from_numpy(dual), torch.from_numpy(flags), None, 64)
     assert len(mesh.faces) == 2 * flags.sum() and not (edges(mesh.faces.numpy()).counts % 2).any()
     points = (coords + dual) / 64 - 0.5
-    assert np.ptp(points[:, 2]) == pytest.approx(EXTENT, abs=0.03)
+    assert np.ptp(points[:, 2]) == pytest.approx(FRAME, abs=0.03)
     seen = np.zeros((64, 64), bool)
     seen[coords[:, 0], coords[:, 2]] = True
-    side = int(round(EXTENT * 64))
+    side = int(round(FRAME * 64))
     wanted = np.asarray(Image.fromarray(alpha).resize((side, side), Image.Resampling.BOX))[::-1].T > 0.5
     low = (64 - side) // 2
     seen = seen[low : low + side, low : low + side]
@@ -150,7 +150,7 @@ def test_a_ball_is_blown_up_to_a_ball():
     round_one = outlines.Relief(relief.potential, 1.0, 1.0)
     coords, dual, _ = kernels.lattice_dual_grid(round_one.values(64), 0.1)
     radius = np.linalg.norm((coords + dual) / 64 - 0.5, axis=1)
-    assert radius.mean() == pytest.approx(EXTENT / 2, rel=0.04) and radius.std() < 0.015
+    assert radius.mean() == pytest.approx(FRAME / 2, rel=0.04) and radius.std() < 0.015
 
 
 def test_training_never_sees_the_evaluation_pictures_in_any_skin_tone(tmp_path):
@@ -168,7 +168,7 @@ def test_compositions_are_many_kinds_closed_and_fill_the_frame():
         sample = composed(seed)
         points = sample.targets.surface()
         width, depth, height = np.ptp(points, axis=0)
-        assert 0.8 * EXTENT < max(width, depth, height) < 1 and depth < 1.15 * max(width, height)
+        assert 0.8 * FRAME < max(width, depth, height) < 1 and depth < 1.15 * max(width, height)
         assert np.array_equal(sample.rgb, composed(seed).rgb)
         lit = sample.rgb.max(2) > 0
         assert 0.02 < lit.mean() < 1 and lit.any(0).mean() > 0.3

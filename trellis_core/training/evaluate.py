@@ -36,6 +36,7 @@ from .mini import metrics
 from .mini.data.compose import compose
 from .mini.data.dataset import dual_grid_targets
 from .mini.data.fetch import fetch_pictures
+from .mini.data.objects import ProceduralObject
 from .mini.data.render import Lighting, front_camera, render_view
 
 FIRST_SEED = 2_000_000
@@ -55,9 +56,9 @@ class Truth:
     mean_colour: np.ndarray
 
 
-def make_truth(seed: int, coarse_grid: int) -> Truth:
-    """Composition `seed` seen from its own random view."""
-    obj, rng = compose(seed), np.random.default_rng([seed, 11])
+def make_truth(seed: int, coarse_grid: int, make: Callable[[int], ProceduralObject] = compose) -> Truth:
+    """Object `seed` of a generator, seen from its own random view."""
+    obj, rng = make(seed), np.random.default_rng([seed, 11])
     camera = front_camera(rng)
     rgba = render_view(obj, camera, 512, Lighting.random(rng, camera.azimuth))
     fine = dual_grid_targets(obj, TRUTH_GRID)
@@ -138,10 +139,17 @@ Measures = dict[str, dict[str, float]]
 baseline; `finished`, the surface after clean-up."""
 
 
-def evaluate_batch(family: Family, first: int, count: int, settings: GenerationSettings, assets: bool = True) -> list[Measures]:
-    """Measures of every object of the seeds `first` to `first + count - 1`."""
+def evaluate_batch(
+    family: Family,
+    first: int,
+    count: int,
+    settings: GenerationSettings,
+    assets: bool = True,
+    make: Callable[[int], ProceduralObject] = compose,
+) -> list[Measures]:
+    """Measures of every object that `make` makes of the seeds `first` to `first + count - 1`."""
     grid = family.scales[family.route(settings.resolution, settings.cascade).start].structure_grid
-    truths = [make_truth(first + i, grid) for i in range(count)]
+    truths = [make_truth(first + i, grid, make) for i in range(count)]
     found = []
     for i, result in enumerate(generate(family, truths, settings, seed=first)):
         measures = {

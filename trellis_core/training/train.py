@@ -1,4 +1,4 @@
-"""Train the mini family from nothing, or one stage of it.
+"""Train the mini family from nothing or from another one, or one stage of it; a whole run ends with a family, OUT/family.
 
     python -m trellis_core.training.train --out runs/mini --budget-minutes 180
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from .export import export
 from .mini import cache
 from .mini.data.dataset import ShardedObjects
 from .mini.data.dataset import main as make_dataset
@@ -113,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     share = args.budget_minutes * 60 / sum(r.seconds for r in RECIPES.values()) if args.budget_minutes else 1.0
     for name in args.stage or ORDER:
         run_step(run, name, share, args.seconds, args.lr)
+    if not args.stage:
+        print(f"{args.out / 'family'}: {export(args.out, args.out / 'family') / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from .objects import BALL, BOX, CONE, DOME, ProceduralObject, Sketch, make_object, rotation
+from .objects import BALL, BOX, CONE, DOME, FINE_HALF, FRAME, ProceduralObject, Sketch, make_object, rotation
 from .toys import CATEGORIES
 
 TOYS = 0.15
@@ -250,4 +250,4 @@ def compose(seed: int) -> ProceduralObject:
     wide, deep, _ = sketch.extent()
     if deep > 1.05 * wide:
         sketch.turn(rotation((0, 0, 90)))
-    return sketch.finish(seed, name)
+    return sketch.finish(seed, name, FRAME, FINE_HALF)

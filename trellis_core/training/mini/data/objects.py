@@ -19,8 +19,11 @@ from ....errors import InputError
 Vector = Sequence[float]
 T = TypeVar("T")
 
-EXTENT = 0.96
-MIN_HALF = 0.014  # half of the thinnest part: 1.8 voxels across at 64^3
+EXTENT = 0.9
+FRAME = 0.96
+"""Side of the picture's square in the frame of training, where the camera is in front of the object."""
+FINE_HALF = 0.014  # half of the thinnest part there: 1.8 voxels across at 64^3
+MIN_HALF = 0.025  # half of the thinnest part: 1.6 voxels across at 32^3
 HELD_OUT_SEED = 1_000_000
 BOX, BALL, CONE, RING, CUP, TAPER, DOME = range(7)  # the kinds of `kernels.part_distance`
 # Which of the five sizes of each kind are thicknesses, kept above MIN_HALF.
@@ -175,20 +178,20 @@ class Sketch:
         bounds = np.array([part.bounds() for part in self.parts])
         return bounds[:, 1].max(0) - bounds[:, 0].min(0)
 
-    def finish(self, seed: int, category: str) -> ProceduralObject:
-        """Scale and centre to `EXTENT`, thicken what the 32^3 grid would lose, and settle the extent again."""
+    def finish(self, seed: int, category: str, extent: float = EXTENT, least: float = MIN_HALF) -> ProceduralObject:
+        """Scale and centre to `extent`, thicken what is thinner than twice `least`, and settle the extent again."""
         for _ in range(2):
             bounds = np.array([part.bounds() for part in self.parts])
             low, high = bounds[:, 0].min(0), bounds[:, 1].max(0)
-            scale, middle = EXTENT / (high - low).max(), (low + high) / 2
+            scale, middle = extent / (high - low).max(), (low + high) / 2
             for part in self.parts:
                 part.centre, part.size, part.round = (part.centre - middle) * scale, part.size * scale, part.round * scale
                 thick = list(_THICK[part.kind])
-                part.size[thick] = np.maximum(part.size[thick], MIN_HALF)
-                if part.kind == CONE and part.size[:2].max() < MIN_HALF:
-                    part.size[:2] *= MIN_HALF / part.size[:2].max()
+                part.size[thick] = np.maximum(part.size[thick], least)
+                if part.kind == CONE and part.size[:2].max() < least:
+                    part.size[:2] *= least / part.size[:2].max()
                 if part.kind == CUP:
-                    part.size[3] = max(part.size[3], 2 * MIN_HALF)
+                    part.size[3] = max(part.size[3], 2 * least)
         return ProceduralObject(seed, category, tuple(self.parts))
 
 

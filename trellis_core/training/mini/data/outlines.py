@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from ....image.preprocess import preprocess
 from ....image.reading import open_picture
-from .objects import EXTENT
+from .objects import FRAME
 
 FINE = 128
 """Steps of the lattice on which a picture is blown up; a grid of 64 takes every other one."""
@@ -101,7 +101,7 @@ def relief(alpha: np.ndarray, rng: np.random.Generator) -> Relief:
     """The balloon of a cut-out picture's alpha float32 [S, S]: u solves laplace(u) = -1 inside, 0 at the outline."""
     from . import kernels
 
-    side = int(round(EXTENT * FINE))
+    side = int(round(FRAME * FINE))
     image = Image.fromarray(alpha).resize((side, side), Image.Resampling.BILINEAR)
     mask = np.zeros((FINE + 1, FINE + 1), np.float32)
     low = (FINE + 1 - side) // 2
@@ -131,7 +131,7 @@ def _solid(mask: np.ndarray) -> np.ndarray:
 def painted(rgb: np.ndarray, alpha: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Colours float32 [N, 3] of surface points [N, 3]: the picture's in front, running out to a blurred copy behind."""
     front, behind = _spread(rgb, alpha)
-    x, y = 0.5 + points[:, 0] / EXTENT, 0.5 - points[:, 2] / EXTENT
+    x, y = 0.5 + points[:, 0] / FRAME, 0.5 - points[:, 2] / FRAME
     share = np.clip((points[:, 1:2] + 0.01) / 0.05, 0, 1)
     return np.clip(_look(front, x, y) * (1 - share) + _look(behind, x, y) * share, 0, 1).astype(np.float32)
 
