@@ -263,15 +263,18 @@ def mesh_base(base: Path) -> dict[str, bytes]:
         "obj": plain.export(file_type="obj").encode(),
         "ply": plain.export(file_type="ply"),
         "stl": plain.export(file_type="stl"),
+        "off": plain.export(file_type="off").encode(),
+        "3mf": plain.export(file_type="3mf"),
     }
 
 
 @reader
 def mesh(random: Random, base: Path, folder: Path) -> None:
-    from trellis_core.gltf.read import read_mesh, with_extras
+    from trellis_core.gltf.container import with_extras
+    from trellis_core.gltf.read import read_mesh
     from trellis_core.gltf.read_textured import read_textured_mesh
 
-    name = random.choice(("glb", "glb", "glb", "plain.glb", "obj", "obj", "ply", "stl"))
+    name = random.choice(("glb", "glb", "glb", "glb", "plain.glb", "obj", "obj", "ply", "stl", "off", "3mf"))
     data, kind = mesh_base(base)[name], name.split(".")[-1]
     if kind == "glb" and random.random() < 0.7:
         size = struct.unpack_from("<I", data, 12)[0]
@@ -281,7 +284,7 @@ def mesh(random: Random, base: Path, folder: Path) -> None:
         data = (
             struct.pack("<4sII", b"glTF", 2, 20 + len(text) + len(rest)) + struct.pack("<I4s", len(text), b"JSON") + text + rest
         )
-    elif kind == "obj" and random.random() < 0.7:
+    elif kind in ("obj", "off") and random.random() < 0.7:
         data = _damaged_lines(data, random)
     else:
         data = damaged_bytes(data, random)

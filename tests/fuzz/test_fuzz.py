@@ -15,7 +15,7 @@ from trellis_core.errors import InputError, WeightsError
 QUICK = {"lora": 8, "network": 40, "family": 6, "repackaged": 20, "gguf": 200, "stage_file": 40, "picture": 60, "request": 60}
 
 
-@pytest.mark.parametrize("reader", [name for name in READERS if name != "mesh"])  # its gate is being built
+@pytest.mark.parametrize("reader", READERS)
 def test_nothing_that_comes_in_ends_wrongly(reader: str, tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     for index in range(QUICK.get(reader, 60)):
