@@ -358,7 +358,8 @@ def picture_base(kind: int) -> bytes | None:
 @reader
 def picture(random: Random, base: Path, folder: Path) -> None:
     from trellis_core.image.matting import key_plain_background
-    from trellis_core.image.preprocess import open_picture, preprocess
+    from trellis_core.image.preprocess import preprocess
+    from trellis_core.image.reading import open_picture
 
     kind = random.randrange(len(PICTURES))
     if not (whole := picture_base(kind)):

@@ -68,7 +68,7 @@ def save(
     whole = form == "peft" and all(isinstance(d, LowRank) for deltas in parts.values() for d in deltas.values())
     if whole:
         described["adapter_config"] = json.dumps(config)
-    state = {key: value.to(_DTYPES[dtype]).contiguous() for key, value in state.items()}
+    state = {key: value.to(_DTYPES[dtype], copy=True).contiguous() for key, value in state.items()}
     if bad := next((key for key, value in state.items() if not value.isfinite().all()), None):
         raise InputError(f'"{bad}" is too large for {dtype}: write fp32.')
     if path.suffix != ".safetensors":
