@@ -88,7 +88,6 @@ def serving(folder: Path, make: Any = None, slots: int = 1, **options: Any) -> I
         except BaseException as error:
             found["error"] = error
             up.set()
-            raise
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -66,16 +66,15 @@ class Service:
         try:
             secret = folder.secret()
             self._database = Database(folder, set_aside_with=("content", "inputs"))
+            take_over(folder, self._database)
+            self.accounts, limits = Accounts(config.quota, config.bytes_per_key), config.limits
+            self.store = FileStore(folder, self._database, self.accounts, limits, config.keep, config.oldest_give_way)
         except BaseException:
             folder.close()
             raise
-        take_over(folder, self._database)
         self.pools = Pools(config.slots)
-        self.accounts = Accounts(config.quota, config.bytes_per_key)
-        limits = config.limits
-        self.store = FileStore(folder, self._database, self.accounts, limits, config.keep, config.oldest_give_way)
-        self._parts = Parts(self.store, folder.room("spool"), limits)
         self._records = Records(folder, self._database)
+        self._parts = Parts(self.store, folder.room("spool"), limits)
         self._spool = Spool(folder.room("spool"), self.accounts, self.pools.storage, limits)
         self.reader = Reader(self.store, folder.room("scratch"), limits, config.trusted)
         self._keys = Keys(config.keys)
@@ -83,9 +82,8 @@ class Service:
             self._webhook_key: WebhookKey | None = WebhookKey(secret)
         except InputError:
             self._webhook_key = None
-        self._routes = self._make_routes(
-            Uploads(self.store, self._parts, self._spool, Signer(secret), self.pools, limits)
-        )  # fmt: skip
+        uploads = Uploads(self.store, self._parts, self._spool, Signer(secret), self.pools, limits)
+        self._routes = self._make_routes(uploads)
         self._waits: Counter[str] = Counter()
         self._sweeper: asyncio.Task[None] | None = None
 

@@ -45,7 +45,9 @@ class Pool:
         if self._started < self._threads:
             self._started += 1
             threading.Thread(target=self._work, name=f"{self._name}-{self._started}", daemon=True).start()
-        return await asyncio.shield(asyncio.wrap_future(future))
+        inner = asyncio.wrap_future(future)
+        inner.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, also if the caller is gone
+        return await asyncio.shield(inner)
 
     def close(self) -> None:
         """End the threads that have nothing to do."""

@@ -8,6 +8,7 @@ Origin and Sec-Fetch-Site, and by a type of body that no page may send elsewhere
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -15,6 +16,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from ...errors import FalError
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_HOST = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d{0,5})?", re.ASCII)
 SAFE = ("GET", "HEAD", "OPTIONS")
 """Methods that change nothing."""
 
@@ -52,7 +54,7 @@ def own_host(request: Request) -> str:
     found = request.headers.getall("Host", [])
     host = found[0].strip() if len(found) == 1 else ""
     parts = parse_address(f"//{host}", "The Host header")
-    if not parts.hostname or parts.netloc != host or "@" in host:
+    if not parts.hostname or not _HOST.fullmatch(host):
         raise FalError(400, "The Host header cannot be parsed.", "bad_request")
     return host.lower()
 

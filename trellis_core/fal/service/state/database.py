@@ -55,6 +55,8 @@ class Database:
         self._afterwards: list[Act[None]] = []
         self._closed = False
         path = folder.path / FILE
+        if path.exists() and not path.is_file():
+            folder.set_aside(path, "it should be a file")
         try:
             self._connection = _open(str(path))
         except sqlite3.DatabaseError as error:
@@ -86,7 +88,9 @@ class Database:
             FalError: 507, the disk does not take it. Nothing of it was written.
         """
         with storage_errors():
-            return await asyncio.shield(asyncio.wrap_future(self.post(act)))
+            inner = asyncio.wrap_future(self.post(act))
+            inner.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, also if the caller is gone
+            return await asyncio.shield(inner)
 
     def call(self, act: Act[T]) -> T:
         """The same for threads other than the event loop's."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from ....files import sync_folder
+from ....outside import parse_json
 from ...endpoints import SERVED
 from ..http.spool import Spooled
 from .database import Act, Database
@@ -164,7 +165,7 @@ def encode(record: Record) -> dict[str, Any]:
 
 
 def _decode(row: dict[str, Any]) -> dict[str, Any]:
-    return row | {name: json.loads(row[name]) for name in _AS_JSON}
+    return row | {name: parse_json(row[name], name) for name in _AS_JSON}
 
 
 def as_dict(record: Record) -> dict[str, Any]:
