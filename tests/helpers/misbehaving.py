@@ -54,7 +54,7 @@ class Stranger:
         with suppress(ConnectionError):
             while b"\r\n" not in said and (piece := self.socket.recv(1 << 16)):
                 said += piece
-        return int(said.split()[1]) if said.startswith(b"HTTP/1.1 ") else 0
+        return int(said.split()[1]) if said.startswith(b"HTTP/1.") else 0
 
     def drip(self, request: bytes, seconds: float, pause: float = 0.05) -> bool:
         """Send byte by byte for at most so long; whether it was cut off."""
