@@ -1,6 +1,7 @@
 """Networks without a pipeline.json: which are in a file, and what role they have.
 
-ComfyUI's repackaging has several networks in one file and no configs (docs/method/networks.md): these are read off the tensor shapes.
+ComfyUI's repackaging has several networks in one file and no configs (docs/method/networks.md): these are read off the
+tensor shapes.
 GGUF packs may have one network a file, with its config inside.
 """
 
