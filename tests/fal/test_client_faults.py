@@ -34,6 +34,7 @@ HURRIED = Pace(poll=0.001, patience=0.02, upload=0.02)
 """For runs that are to end without an answer."""
 REFUSALS = ("unavailable", "bad request", "not found", "too many")
 """What says at a submit, in the API's own form, that nothing was accepted."""
+REFUSED = [says(503, {"detail": "Too many requests are waiting."}), says(401, {"detail": "no such key"})]
 
 
 @pytest.fixture
@@ -110,6 +111,19 @@ def test_an_odd_answer_to_a_submit_is_never_followed_by_another(folder: Path, ki
         anew = _run(server, folder, submit_anew=True)
         assert len(server.accepted) == 2 and anew.request_id == server.accepted[1]
         assert "submit_anew" in anew.notes[0]
+
+
+@pytest.mark.parametrize("kind", ["no answer", "gateway", "login page"])
+def test_a_server_that_knows_marks_is_asked_again_and_takes_the_job_once(folder: Path, kind: str) -> None:
+    with faulty(knows_marks=True, faults={"submit": [ODD[kind]]}) as server:
+        assert _run(server, folder).notes == ()
+        assert len(server.accepted) == 1 and server.asked["submit"] == 2
+        server.faults["submit"] = [ODD[kind], ODD[kind], *REFUSED]
+        for error in (Unsure, RemoteError, RemoteError):  # a later refusal does not say that the first was not accepted
+            with pytest.raises(error):
+                _run(server, folder, seed=2)
+        made = _run(server, folder, seed=2)
+        assert made.request_id == server.accepted[1] and len(server.accepted) == 2 and "sent again" in made.notes[0]
 
 
 @pytest.mark.parametrize("kind", REFUSALS)

@@ -89,6 +89,13 @@ def test_a_model_with_loras_and_progress_and_nothing_sent_twice(tmp_path: Path) 
         assert resumed.glb == GLB and len(gate.seen) == 2
 
 
+def test_our_service_says_that_it_takes_a_marked_job_once(tmp_path: Path) -> None:
+    with serving(tmp_path) as (url, _):
+        assert asyncio.run(FalClient(KEY, url, QUICK).takes_once(PLAIN))
+        assert not asyncio.run(FalClient(KEY, url, QUICK).takes_once("fal-ai/other"))
+    assert not asyncio.run(FalClient(KEY, url, QUICK).takes_once(PLAIN)) and not asyncio.run(FalClient(KEY).takes_once(PLAIN))
+
+
 def test_uploads_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WHOLE", 1000)
     monkeypatch.setattr(module, "PART", 1000)

@@ -430,3 +430,28 @@ def test_the_service_makes_a_model_with_mini(tmp_path: Path) -> None:
         status, body, _ = _end(base, _submit(base, image_url=url, seed=1, texture_size=1024, **steps))
         assert status == 200, body
         assert _call("GET", body["model_glb"]["url"], key=None)[1][:4] == b"glTF"
+
+
+def test_a_job_with_a_mark_is_made_once(tmp_path: Path) -> None:
+    gate = Gate(closed=True)
+
+    def submit(url: str, mark: str, key: str = KEY) -> tuple[int, Any]:
+        body = json.dumps({"image_url": PIXELS}).encode()
+        headers = {"Authorization": f"Key {key}", "Content-Type": "application/json", "Idempotency-Key": mark}
+        asked = urllib.request.Request(f"{url}/queue/fal-ai/trellis-2", body, headers)
+        try:
+            with urllib.request.urlopen(asked, timeout=20) as reply:
+                return reply.status, json.load(reply)["request_id"]
+        except urllib.error.HTTPError as error:
+            return error.code, None
+
+    with serving(tmp_path, gate, longest=2) as (url, _):
+        first = submit(url, "one")
+        assert first == submit(url, "one") and first[0] == 200
+        others = {submit(url, "two")[1], submit(url, "one", OTHER_KEY)[1]}
+        assert len({first[1], *others}) == 3
+        assert submit(url, "three")[0] == 503 and submit(url, "two")[1] in others  # also where the line is full
+        assert submit(url, "x" * 201)[0] == submit(url, "a b")[0] == 400
+    with serving(tmp_path, gate) as (url, _):
+        assert submit(url, "one") == first  # also after a restart
+        gate.open()

@@ -19,6 +19,8 @@ from typing import Any
 
 from aiohttp import web
 
+from trellis_core.fal.endpoints import ONCE
+
 FOR_EVER = "for ever"
 PAGE = b"<!DOCTYPE html><html><body>Please log in to the guest network.</body></html>"
 
@@ -81,12 +83,19 @@ ODD = {
 
 @dataclass
 class Faulty:
-    """The server's plan and its memory. `faults` are by step: initiate, put, submit, status, result, cancel, file."""
+    """The server's plan and its memory.
+
+    Attributes:
+        faults: by step: initiate, put, submit, status, result, cancel, file.
+        knows_marks: take a job once that is submitted twice with the same mark, and say so, as our own service does.
+    """
 
     faults: dict[str, list[Any]] = field(default_factory=dict)
     model: bytes = field(default_factory=glb)
     result: dict[str, Any] = field(default_factory=dict)
     steps_to_go: int = 0
+    knows_marks: bool = False
+    marks: dict[str, str] = field(default_factory=dict)
     asked: Counter[str] = field(default_factory=Counter)
     keys: dict[str, set[str | None]] = field(default_factory=dict)
     ranges: list[str] = field(default_factory=list)
@@ -124,9 +133,15 @@ class Faulty:
         if step == "file":
             return self._file(request)
         if step == "submit":
-            self.accepted.append(str(uuid.uuid4()))
-            self.bodies.append(json.loads(body))
-            return _json({"request_id": self.accepted[-1], "status": "IN_QUEUE", "queue_position": 0})
+            mark = request.headers[ONCE]
+            if not (self.knows_marks and mark in self.marks):
+                self.marks[mark] = str(uuid.uuid4())
+                self.accepted.append(self.marks[mark])
+                self.bodies.append(json.loads(body))
+            return _json({"request_id": self.marks[mark], "status": "IN_QUEUE", "queue_position": 0})
+        if step == "openapi":
+            takes = {"parameters": [{"name": ONCE, "in": "header"}] if self.knows_marks else []}
+            return _json({"paths": {f"/queue/{request.query['endpoint_id']}": {"post": takes}}})
         name = request.path.split("/requests/")[-1].split("/")[0]
         if step in ("status", "result", "cancel") and name not in self.accepted:
             return _json({"detail": "Request not found"}, 404)
@@ -176,6 +191,8 @@ def _step(request: web.Request) -> str:
     last = request.path.rsplit("/", 1)[-1]
     if request.path.startswith("/files/"):
         return "file"
+    if last == "openapi.json":
+        return "openapi"
     if request.method == "PUT":
         return "cancel" if last == "cancel" else "put"
     if request.method == "POST":

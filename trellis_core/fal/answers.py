@@ -142,6 +142,18 @@ class Part(BaseModel):
     etag: str
 
 
+class Operation(BaseModel):
+    """What a server takes at an address."""
+
+    parameters: list[dict[str, Any]] = []
+
+
+class Document(BaseModel):
+    """What a server says of itself (OpenAPI), as far as it is looked at."""
+
+    paths: dict[str, dict[str, Operation]]
+
+
 @dataclass(frozen=True)
 class State:
     """A job as the queue sees it: how many are before it, how much is done as far as its log says, and the last line."""

@@ -23,6 +23,7 @@ from ..errors import InputError
 from . import answers, wire
 from .answers import Answer, Failed, Gone, NotConnected, Odd, RemoteError, Result, State, Status, Unanswered, Unsure
 from .download import download
+from .endpoints import ONCE
 from .wire import Pace, Patience
 
 HOSTED = {"run": "https://fal.run", "queue": "https://queue.fal.run", "rest": "https://rest.fal.ai"}
@@ -126,8 +127,8 @@ class FalClient:
 
     # Jobs
 
-    async def submit(self, app: str, arguments: Mapping[str, Any]) -> str:
-        """Queue a job, once; its request id.
+    async def submit(self, app: str, arguments: Mapping[str, Any], once: str) -> str:
+        """Queue a job, once; its request id. `once` is a mark that no other job has.
 
         Raises:
             RemoteError: it was refused, or nothing was sent. Unsure: it is not known whether the job was queued.
@@ -137,7 +138,8 @@ class FalClient:
             try:
                 async with self._session() as session:
                     url = f"{self._bases['queue']}/{app}"
-                    answer = await self._ask(session, "POST", url, within=self.pace.submit, json=dict(arguments))
+                    more = {"within": self.pace.submit, "json": dict(arguments)}
+                    answer = await self._ask(session, "POST", url, {ONCE: once}, **more)
             except NotConnected as problem:
                 raise RemoteError(f"{self.name} cannot be used: {problem}. Nothing was submitted.") from None
             except Odd as problem:
@@ -159,6 +161,19 @@ class FalClient:
             "and be billed. Nothing is submitted a second time: if your requests on the API's pages show it, enter its id as "
             "request_id; if they do not, turn on submit_anew for one run, or choose another seed."
         )
+
+    async def takes_once(self, app: str) -> bool:
+        """Whether the server says that a job is not made twice if it is submitted twice with the same mark. fal.ai does not."""
+        if not self.base_url:
+            return False
+        try:
+            async with self._session() as session:
+                answer = await self._ask(session, "GET", f"{self.base_url}/openapi.json?endpoint_id={app}")
+            paths = answers.value_of(answer, answers.Document).paths
+        except Odd:
+            return False
+        known = paths.get(f"/queue/{app}", {}).get("post", answers.Operation()).parameters
+        return any(parameter.get("name") == ONCE for parameter in known)
 
     async def outcome(self, app: str, request_id: str, on_state: Callable[[State], None]) -> Result:
         """Wait until the job has ended; what it has made.
@@ -234,9 +249,16 @@ class FalClient:
             yield session
 
     async def _ask(
-        self, session: aiohttp.ClientSession, method: str, url: str, *, within: float | None = None, **body: Any
+        self,
+        session: aiohttp.ClientSession,
+        method: str,
+        url: str,
+        more: Mapping[str, str] | None = None,
+        *,
+        within: float | None = None,
+        **body: Any,
     ) -> Answer:
-        headers = {"Authorization": f"Key {self._key}"} if self._key else {}
+        headers = {**(more or {}), **({"Authorization": f"Key {self._key}"} if self._key else {})}
         return await wire.ask(session, method, url, within=within or self.pace.answer, headers=headers, **body)
 
     def _good(self, answer: Answer, kind: type[answers.T], refused: type[RemoteError] = RemoteError) -> answers.T:

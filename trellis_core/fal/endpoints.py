@@ -27,6 +27,8 @@ PLAIN_ENDPOINT = "fal-ai/trellis-2"
 LORA_ENDPOINT = "fal-ai/trellis-2-lora"
 MULTI_ENDPOINT = "fal-ai/trellis-2/multi"
 RETEXTURE_ENDPOINT = "fal-ai/trellis-2/retexture"
+ONCE = "Idempotency-Key"
+"""Header with a client's mark of a job: our service does not take a job twice that bears the same one."""
 SERVED = (PLAIN_ENDPOINT, LORA_ENDPOINT)
 """The endpoints that our own service works off."""
 _TEXTURE_SIZES = {"texture_size": (1024, 2048, 4096)}

@@ -21,7 +21,7 @@ from PIL import Image
 from .answers import Failed, Gone, RemoteError, Result, State, Unanswered, Unsure
 from .client import FalClient, data_uri, is_inline
 from .download import why_not_whole
-from .open_requests import ACCEPTED, CANCELLED, SENT, Kept, Notebook
+from .open_requests import ACCEPTED, CANCELLED, REMEMBERED, SENT, Kept, Notebook
 from .order import Attachment, Order
 
 
@@ -104,12 +104,7 @@ class _Run:
 
     async def _of_known(self, known: Kept) -> tuple[bytes, Kept, Result]:
         if known.state == SENT:
-            raise Unsure(
-                f"A request like this was being submitted on {_date(known)} when the program ended or the connection broke. "
-                f"It is not known whether {self.client.name} has accepted it; it may have been billed. Nothing was submitted "
-                "now: if your requests on the API's pages show it, enter its id as request_id; if they do not, turn on "
-                "submit_anew for one run, or choose another seed."
-            )
+            return await self._of_sent(known)
         self.notes.append(f"{_named(known)} was known: its result was fetched, and nothing was submitted.")
         try:
             return await self._of(known)
@@ -126,6 +121,19 @@ class _Run:
         self.book.forget(known)
         self.notes[-1] = f"{_named(known)} {why}: a new one was submitted."
         return await self._of_new()
+
+    async def _of_sent(self, known: Kept) -> tuple[bytes, Kept, Result]:
+        """Of a request that may have been accepted. A server that knows its mark is asked again."""
+        fresh = known.time > time.time() - REMEMBERED
+        if not (known.once and fresh and await self.client.takes_once(self.order.app)):
+            raise Unsure(
+                f"A request like this was being submitted on {_date(known)} when the program ended or the connection broke. "
+                f"It is not known whether {self.client.name} has accepted it; it may have been billed. Nothing was submitted "
+                "now: if your requests on the API's pages show it, enter its id as request_id; if they do not, turn on "
+                "submit_anew for one run, or choose another seed."
+            )
+        self.notes.append("The submit was sent again, because its answer had not come; the server takes the same job once.")
+        return await self._of(await self._accepted(known, (await self._arguments())[1]))
 
     async def _of_new(self) -> tuple[bytes, Kept, Result]:
         """Submit; once more if the API has thrown files away that it had before."""
@@ -165,27 +173,29 @@ class _Run:
         return self.book.upload(self.client.name, file.digest)
 
     async def _submitted(self, arguments: dict) -> Kept:
-        """Written down, then sent. Who stops while this is under way takes back what he may not know of yet."""
+        """Written down, then sent."""
         kept = self.book.begin(self.fingerprint)
-        submitting = asyncio.ensure_future(self.client.submit(self.order.app, arguments))
         try:
-            kept = self.book.accepted(kept, await asyncio.shield(submitting))
+            return await self._accepted(kept, arguments)
         except Unsure:
-            raise
+            if not await self.client.takes_once(self.order.app):
+                raise
+            return await self._accepted(kept, arguments)
         except RemoteError:
             self.book.forget(kept)
             raise
+
+    async def _accepted(self, kept: Kept, arguments: dict) -> Kept:
+        """Sent. Who stops while this is under way takes back what he may not know of yet."""
+        submitting = asyncio.ensure_future(self.client.submit(self.order.app, arguments, kept.once))
+        try:
+            return self.book.accepted(kept, await asyncio.shield(submitting))
         except asyncio.CancelledError:
             await asyncio.wait([submitting], timeout=self.client.pace.cancel)
-            if not submitting.done():
-                submitting.cancel()
-                raise
-            if submitting.exception() is None:
+            submitting.cancel()
+            if submitting.done() and not submitting.cancelled() and submitting.exception() is None:
                 await self._take_back(self.book.accepted(kept, submitting.result()))
-            elif not isinstance(submitting.exception(), Unsure):
-                self.book.forget(kept)
             raise
-        return kept
 
     async def _of(self, kept: Kept) -> tuple[bytes, Kept, Result]:
         """Follow a request to its model."""

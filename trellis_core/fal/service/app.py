@@ -180,8 +180,8 @@ class Service:
     # Handlers
 
     async def submit(self, call: Call) -> web.Response:
-        """A job that begins at once is answered as one that waits with nobody before it."""
-        job = await self._submitted(call)
+        """A job that begins at once, or that is known by its mark, is answered as one that waits with nobody before it."""
+        job = self.queue.find(call.owner, once := call.once()) or await self._submitted(call, once)
         place = self.queue.position(job) if job.status == "IN_QUEUE" else 0
         return answer(_named(job, call) | {"status": "IN_QUEUE", "queue_position": place}, headers=_id(job))
 
@@ -279,7 +279,7 @@ class Service:
 
     # What they share
 
-    async def _submitted(self, call: Call) -> Job:
+    async def _submitted(self, call: Call, once: str = "") -> Job:
         app = _known(call.parts["app"])
         webhook = call.query.get("fal_webhook", "")
         if webhook:
@@ -291,8 +291,9 @@ class Service:
         async with self._spool.take(call.owner, call.chunks(limit), limit) as body:
             await self._check_kind(body)
             return await self.queue.submit(
-                app, call.owner, call.origin, body, webhook=webhook, low=low, start_within=within, lifetime=lifetime
-            )
+                app, call.owner, call.origin, body,
+                once=once, webhook=webhook, low=low, start_within=within, lifetime=lifetime,
+            )  # fmt: skip
 
     async def _check_kind(self, body: Spooled) -> None:
         """Raises FalError: 413, what is not data URIs is too long."""

@@ -37,6 +37,9 @@ PATIENCE = 5.0
 LENT = 4
 """Jobs of one key that may have lent their turn; more of its jobs are not begun."""
 
+_MARKED = uuid.UUID("5e6a1c0e-54d0-4f0f-9d3c-2b7a40a4a6b1")
+"""Name space of the ids of jobs that their clients have marked."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -85,7 +88,7 @@ class JobQueue:
         self._jobs: dict[str, Job] = {}
         self._line: list[tuple[tuple[int, int], str]] = []
         self._waiting: Counter[str] = Counter()
-        self._coming = 0
+        self._coming: set[str] = set()
         self._ended: dict[str, dict[str, None]] = defaultdict(dict)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._others: set[asyncio.Task[None]] = set()
@@ -132,23 +135,29 @@ class JobQueue:
 
     def check_room(self, owner: str) -> None:
         """Raises FalError: 503, the line is too long."""
-        if len(self._line) + self._coming >= self._config.longest or self._waiting[owner] >= self._config.waiting_per_key:
+        if len(self._line) + len(self._coming) >= self._config.longest or self._waiting[owner] >= self._config.waiting_per_key:
             raise FalError(503, "Too many requests are waiting, try again later.", "runner_scheduling_failure")
 
     async def submit(
-        self, app: str, owner: str, origin: str, body: Spooled, *, webhook: str = "", low: bool = False,
+        self, app: str, owner: str, origin: str, body: Spooled, *, once: str = "", webhook: str = "", low: bool = False,
         start_within: float | None = None, lifetime: float | None = None,
     ) -> Job:  # fmt: skip
         """Put a job into the line; it is on the disk when this returns.
 
+        Args:
+            once: the client's mark of this job; see `find`.
+
         Raises:
-            FalError: 503 the line is too long; 507 the disk is full.
+            FalError: 503 the line is too long, or the same job is coming in just now; 507 the disk is full.
         """
         self.check_room(owner)
+        job_id = _id_of(owner, once) if once else str(uuid.uuid4())
+        if job_id in self._coming:
+            raise FalError(503, "The same request is coming in just now.", "bad_request", {"Retry-After": "1"})
         now = time.time()
         start_by = None if start_within is None else now + start_within
-        job = Job(str(uuid.uuid4()), owner, app, origin, int(low), 0, now, body.size, webhook, lifetime, start_by)
-        self._coming += 1
+        job = Job(job_id, owner, app, origin, int(low), 0, now, body.size, webhook, lifetime, start_by)
+        self._coming.add(job_id)
         self._accounts.count(owner, body.size)
         try:
             await self._records.add(job, body)
@@ -156,7 +165,7 @@ class JobQueue:
             self._accounts.release(owner, body.size)
             raise
         finally:
-            self._coming -= 1
+            self._coming.discard(job_id)
         self._jobs[job.id] = job
         self._enqueue(job)
         return job
@@ -167,6 +176,10 @@ class JobQueue:
         if job is None or job.owner != owner:
             raise not_found("The request")
         return job
+
+    def find(self, owner: str, once: str) -> Job | None:
+        """The job that its client has marked so, if it was accepted: submitted again, it is not made again."""
+        return self._jobs.get(_id_of(owner, once)) if once else None
 
     def position(self, job: Job) -> int:
         """How many are before it in the line."""
@@ -381,3 +394,7 @@ def _as_answer(error: Exception, job: Job) -> FalError:
         _log.error("Job %s failed.", job.id, exc_info=error)
     text = str(error) if isinstance(error, TrellisError) else "The job failed on the server, which has the details in its log."
     return field_error("", text, "internal_server_error", status=500)
+
+
+def _id_of(owner: str, once: str) -> str:
+    return str(uuid.uuid5(_MARKED, f"{owner} {once}"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..endpoints import payload_model, result_model
+from ..endpoints import ONCE, payload_model, result_model
 
 _DETAIL = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}
 _ERROR = {"type": "object", "properties": {"detail": _DETAIL, "error_type": {"type": "string"}}, "required": ["detail"]}
@@ -27,13 +27,14 @@ def document(app: str, origin: str, keyed: bool) -> dict[str, Any]:
     number = {"name": "request_id", "in": "path", "required": True, "schema": {"type": "string"}}
     logs = {"name": "logs", "in": "query", "schema": {"type": "boolean"}}
     hook = {"name": "fal_webhook", "in": "query", "schema": {"type": "string"}}
+    once = {"name": ONCE, "in": "header", "schema": {"type": "string", "pattern": "^[!-~]{1,200}$"}}
     made = {
         "openapi": "3.1.0",
         "info": {"title": f"Queue OpenAPI for {app}", "version": "1.0.0", "x-fal-metadata": {"endpointId": app}},
         "servers": [{"url": origin}],
         "components": {"schemas": schemas},
         "paths": {
-            f"/queue/{app}": {"post": _operation("submit", state, [hook], body)},
+            f"/queue/{app}": {"post": _operation("submit", state, [hook, once], body)},
             f"/run/{app}": {"post": _operation("run", given, [], body)},
             f"{one}/status": {"get": _operation("status", state, [number, logs])},
             f"{one}/cancel": {"put": _operation("cancel", {"type": "object"}, [number], status="202")},

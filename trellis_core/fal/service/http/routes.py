@@ -16,6 +16,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_exceptions import HttpProcessingError
 
 from ....outside import parse_object
+from ...endpoints import ONCE
 from ...errors import FalError, not_found
 from ..config import Limits
 from ..pools import Pool
@@ -104,6 +105,13 @@ class Call:
         if not 0 < seconds < 1e8:
             raise FalError(400, f"{header} must be a number of seconds above 0.", "bad_request")
         return seconds
+
+    def once(self) -> str:
+        """The client's mark of a job that is not to be made twice, "" without one."""
+        mark = self.request.headers.get(ONCE, "")
+        if mark and not re.fullmatch(r"[!-~]{1,200}", mark):
+            raise FalError(400, f"{ONCE} must be 1 to 200 visible characters of ASCII.", "bad_request")
+        return mark
 
     def lifetime(self) -> float | None:
         """Seconds that the client wants its files kept, from its lifecycle header; None for as long as it may be."""
