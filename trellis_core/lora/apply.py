@@ -116,7 +116,7 @@ def change_of(weight: Tensor, weighted: Weighted) -> Tensor:
 def _joined(weighted: Weighted) -> Weighted:
     """The same with all plain products made one, of all their ranks."""
     flat = [(d.as_low_rank() if isinstance(d, Hadamard) and d.rank**2 < min(d.shape) / 4 else d, s) for d, s in weighted]
-    plain = [(d, s) for d, s in flat if isinstance(d, LowRank) and d.magnitude is None]
+    plain = [(d, s) for d, s in flat if isinstance(d, LowRank)]
     if not plain:
         return flat
     down = torch.cat([d.down.float() for d, _ in plain])
@@ -139,7 +139,7 @@ def _change(weight: Tensor, weighted: Weighted, applied: Applied | None) -> None
         before = weight.detach().clone()
         applied.then(lambda: _put_back(weight, before))
     joined = _joined(weighted)
-    if len(joined) > 1 or not isinstance(joined[0][0], LowRank) or joined[0][0].magnitude is not None:
+    if len(joined) > 1 or not isinstance(joined[0][0], LowRank):
         weight.copy_(weight.float() + change_of(weight, weighted))
         return
     low = joined[0][0]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .apply import Use, Weighted, collect
-from .deltas import Delta, Difference, Hadamard, Kronecker, LowRank, Replacement
+from .deltas import Decomposed, Delta, Difference, Hadamard, Kronecker, LowRank, Replacement
 from .detect import CERTAIN, origin_of
 from .read import MAX_BYTES, MAX_RANK
 from .stack import Lora, read_cached
@@ -65,7 +65,7 @@ def _stays_small(weighted: Weighted) -> bool:
 
 def _sum(name: str, weighted: Weighted, rank: int | None) -> Delta:
     for delta, strength in weighted:
-        if isinstance(delta, Replacement) or getattr(delta, "magnitude", None) is not None:
+        if isinstance(delta, (Replacement, Decomposed)):
             if len(weighted) == 1 and strength == 1:
                 return delta
             raise InputError(f"{name}: a DoRA or a replaced parameter has no strength of its own; only 1 can be written.")

@@ -50,17 +50,15 @@ class Delta:
 
 @dataclass(frozen=True, eq=False)
 class LowRank(Delta):
-    """LoRA: scale * up @ down; with a magnitude DoRA (Liu et al. 2024), whose rows get that length instead of their own.
+    """LoRA: scale * up @ down.
 
     Attributes:
         down: [r, in]; up: [out, r].
-        magnitude: [out], or None.
     """
 
     down: Tensor
     up: Tensor
     scale: float
-    magnitude: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -72,29 +70,58 @@ class LowRank(Delta):
 
     def matrix(self, weight: Tensor) -> Tensor:
         down, up = (t.to(weight.device, torch.float32) for t in (self.down, self.up))
-        low = (self.scale * up) @ down
-        if self.magnitude is None:
-            return low
-        base = weight.float()
-        return self._gain(base + low)[:, None] * (base + low) - base
+        return (self.scale * up) @ down
 
     def acting_on(self, weight: Tensor, strength: float) -> Act:
         down, up = self.down.to(weight), (strength * self.scale * self.up.float()).to(weight)
-        if self.magnitude is None:
-            return lambda x: F.linear(F.linear(x, down), up)
-        gain = self._gain(weight.float() + (self.scale * self.up.to(weight.device).float()) @ down.float())
-        rest = (strength * (gain - 1)).to(weight.dtype)
-        return lambda x: rest * F.linear(x, weight) + gain.to(weight.dtype) * F.linear(F.linear(x, down), up)
+        return lambda x: F.linear(F.linear(x, down), up)
 
     def norm(self, weight: Tensor) -> float:
-        if self.magnitude is not None:
-            return super().norm(weight)
         down, up = self.down.double(), self.up.double()
         return abs(self.scale) * ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt().item()
 
+
+@dataclass(frozen=True, eq=False)
+class Decomposed(Delta):
+    """DoRA (Liu et al. 2024): the changed weight's rows get the lengths that are written, instead of their own.
+
+    LyCORIS also writes the lengths of columns; then it is the layer's inputs that are scaled.
+
+    Attributes:
+        inner: the change without that, of a whole weight.
+        magnitude: [out], or [in] if `over_inputs`.
+        over_inputs: whether it is columns.
+    """
+
+    inner: Delta
+    magnitude: Tensor
+    over_inputs: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.inner.shape
+
+    @property
+    def rank(self) -> int | None:
+        return self.inner.rank
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        base = weight.float()
+        changed = base + self.inner.matrix(weight)
+        gain = self._gain(changed)
+        return (gain if self.over_inputs else gain[:, None]) * changed - base
+
+    def acting_on(self, weight: Tensor, strength: float) -> Act:
+        gain = self._gain(weight.float() + self.inner.matrix(weight))
+        rest, gain = (strength * (gain - 1)).to(weight.dtype), gain.to(weight.dtype)
+        act = self.inner.acting_on(weight, strength)
+        if self.over_inputs:
+            return lambda x: F.linear(rest * x, weight) + act(gain * x)
+        return lambda x: rest * F.linear(x, weight) + gain * act(x)
+
     def _gain(self, changed: Tensor) -> Tensor:
-        """Factor of every output [out] that gives the rows of `changed` [out, in] their magnitude; rows of zeros stay so."""
-        return self.magnitude.to(changed) / changed.norm(dim=1).clamp_min(1e-12)
+        """Factors that give the rows or columns of `changed` [out, in] their magnitude; those of zeros stay so."""
+        return self.magnitude.to(changed) / changed.norm(dim=0 if self.over_inputs else 1).clamp_min(1e-12)
 
 
 @dataclass(frozen=True, eq=False)

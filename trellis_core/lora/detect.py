@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..settings import STAGES
-from .deltas import LowRank
+from .deltas import Decomposed
 from .read import Adapter, LoraFile
 
 CERTAIN, TOLD, GUESSED = "certain", "told", "guessed"
@@ -133,4 +133,4 @@ def by_magnitude(adapter: Adapter, row_norms: Mapping[str, Mapping[str, Tensor]]
 
 def magnitude_names(adapter: Adapter, count: int = 4) -> list[str]:
     """A few parameters of the adapter that carry magnitudes."""
-    return [n for n, d in adapter.deltas.items() if isinstance(d, LowRank) and d.magnitude is not None][:count]
+    return [n for n, d in adapter.deltas.items() if isinstance(d, Decomposed) and not d.over_inputs][:count]

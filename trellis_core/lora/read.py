@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import isfinite, prod, sqrt
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import WeightsError
 from ..weights.header import DTYPES, Stored, read_header, refuse_pickle
-from .deltas import Delta, Difference, Hadamard, Kronecker, LowRank, Replacement
+from .deltas import Decomposed, Delta, Difference, Hadamard, Kronecker, LowRank, Replacement
 from .names import Place, find_place, stranger
 from .scales import MAX_ALPHA, Config, read_config
 
@@ -55,13 +55,16 @@ FACTORS = {
 }
 """Tensors that are matrices -> which of their axes is the rank, if one is."""
 
-BIASES = ("bias_difference", "bias_replacement")
 FORMS = {
-    "LoRA": ({"down", "up"}, {"up_bias", "alpha", "magnitude", *BIASES}),
-    "LoHa": ({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}, {"alpha", *BIASES}),
-    "full difference": (set(), {"difference", "replacement", *BIASES}),
+    "LoRA": ("down", "up"),
+    "LoHa": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
+    "full difference": ("difference",),
+    "replacement": ("replacement",),
 }
-"""Kind of a layer's adapter -> the tensors it must have, and those it may have; LoKr has many forms of its own."""
+"""What a layer's weight is changed by -> the tensors that this takes; LoKr has many forms of its own."""
+BIASES = {"bias_difference", "bias_replacement"}
+ASIDE = {"alpha", "magnitude", "up_bias", *BIASES}
+"""Tensors that only add to a form."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +140,7 @@ def read_lora(path: str | Path) -> LoraFile:
             deltas |= made.deltas()
             kinds.add(made.kind)
             alphas |= made.alphas
+            skipped += made.left_out()
         adapters.append(Adapter(deltas, stage, resolution, frozenset(kinds), frozenset(alphas), digest))
     return LoraFile(file, tuple(adapters), tuple(skipped), metadata, config)
 
@@ -235,33 +239,72 @@ def _tensors(file: Path, keys: list[str]) -> tuple[dict[str, str], dict[str, Ten
 
 
 class _Maker:
-    """Makes the deltas of one layer."""
+    """Makes the deltas of one layer, and tells which of its tensors had no part in them."""
 
     def __init__(self, file: Path, layer: _Layer, parts: dict[str, Tensor], config: Config) -> None:
-        self.file, self.place, self.parts, self.config = file, layer.place, parts, config
+        self.file, self.place, self.keys, self.config = file, layer.place, layer.keys, config
+        self.parts = _Used(parts)
         self.alphas: set[tuple[float, str]] = set()
-        self.kind = self._kind()
+        self.form = self._form()
 
-    def _kind(self) -> str:
-        have = set(self.parts)
-        if any(part.startswith("lokr") for part in have):
-            return "LoKr"
-        for kind, (needed, allowed) in FORMS.items():
-            if needed <= have <= needed | allowed:
-                return "DoRA" if "magnitude" in have else kind
-        raise WeightsError(
-            f"{self.file}: the adapter of {self.place.target} is incomplete: it has only {', '.join(sorted(have))}."
-        )
+    @property
+    def kind(self) -> str:
+        """The form's name for people."""
+        if "magnitude" not in self.parts.taken:
+            return self.form or "full difference"
+        return "DoRA" if self.form == "LoRA" else f"{self.form} with DoRA"
 
     def deltas(self) -> dict[str, Delta]:
-        make = {"LoRA": self._lora, "DoRA": self._lora, "LoKr": self._lokr, "LoHa": self._loha}.get(self.kind, dict)
+        """What changes, by parameter."""
+        make: dict[str | None, Callable[[], Delta]] = {
+            "LoRA": self._lora,
+            "LoKr": self._lokr,
+            "LoHa": self._loha,
+            "full difference": lambda: Difference(self.parts["difference"]),
+            "replacement": lambda: Replacement(self.parts["replacement"]),
+        }
         try:
-            deltas = make() | self._full()
+            deltas = {} if self.form is None else {self.place.weight: self._decomposed(make[self.form]())}
+            deltas |= self._bias()
             if large := next((name for name, delta in deltas.items() if prod(delta.shape) > MAX_NUMBERS), None):
                 raise ValueError(f"{large} would have {prod(deltas[large].shape):,} numbers, more than {MAX_NUMBERS:,}")
             return deltas
         except (RuntimeError, ValueError, IndexError, KeyError) as error:
             raise WeightsError(f"{self.file}: the tensors of {self.place.target} do not fit each other: {error}") from error
+
+    def left_out(self) -> list[str]:
+        """Tensors that were not used, with the reason."""
+        rest = [key for part, key in self.keys.items() if part not in self.parts.taken]
+        return [f"{key}: has no meaning beside a {self.kind}" for key in rest]
+
+    def _form(self) -> str | None:
+        """The one form in which the layer's weight is changed; None where only its bias is."""
+        have = set(self.parts)
+        found = [name for name, needed in FORMS.items() if have.issuperset(needed)]
+        if all(w in have or have.issuperset({f"{w}_a", f"{w}_b"}) for w in ("lokr_w1", "lokr_w2")):
+            found.append("LoKr")
+        if len(found) > 1:
+            both = " and ".join(found)
+            raise WeightsError(f"{self.file} holds two adapters for {self.place.target} ({both}): save each in its own file.")
+        if not found and (have - ASIDE or not have & BIASES):
+            names = ", ".join(sorted(have))
+            raise WeightsError(f"{self.file}: the adapter of {self.place.target} is incomplete: it has only {names}.")
+        return found[0] if found else None
+
+    def _decomposed(self, change: Delta) -> Delta:
+        """With the lengths of rows or columns where they are written; their shape says which, [out, 1] or [1, in]."""
+        if "magnitude" not in self.parts or self.form == "replacement":
+            return change
+        magnitude = self.parts["magnitude"]
+        if len(change.shape) != 2:
+            raise ValueError("magnitudes are for matrices")
+        size, (outputs, inputs) = magnitude.numel(), change.shape
+        standing, lying = (magnitude.ndim > 1 and magnitude.shape[0] == rows for rows in (size, 1))
+        if size == inputs and not standing and (lying or size != outputs):
+            return Decomposed(change, magnitude.flatten(), over_inputs=True)
+        if size != outputs:
+            raise ValueError(f"{size} magnitudes for {outputs} outputs and {inputs} inputs")
+        return Decomposed(change, magnitude.flatten())
 
     def _alpha(self, rank: int) -> float:
         if "alpha" in self.parts:
@@ -273,24 +316,18 @@ class _Maker:
         self.alphas.add((alpha, source))
         return alpha
 
-    def _lora(self) -> dict[str, Delta]:
+    def _lora(self) -> Delta:
         down, up = self.parts["down"], self.parts["up"]
         rank = down.shape[0]
         if up.shape[1] != rank:
             raise ValueError(f"ranks {rank} and {up.shape[1]}")
-        over = sqrt(rank) if self.config.values.use_rslora and "alpha" not in self.parts else rank
-        scale = self._alpha(rank) / over
-        magnitude = self.parts.get("magnitude")
-        if magnitude is not None and magnitude.numel() != up.shape[0]:
-            raise ValueError(f"{magnitude.numel()} magnitudes for {up.shape[0]} outputs")
-        deltas: dict[str, Delta] = {
-            self.place.weight: LowRank(down, up, scale, None if magnitude is None else magnitude.flatten())
-        }
-        if "up_bias" in self.parts:
-            deltas[f"{self.place.target}.bias"] = Difference(scale * self.parts["up_bias"].float())
-        return deltas
+        return LowRank(down, up, self._lora_scale(rank))
 
-    def _lokr(self) -> dict[str, Delta]:
+    def _lora_scale(self, rank: int) -> float:
+        over = sqrt(rank) if self.config.values.use_rslora and "alpha" not in self.parts else rank
+        return self._alpha(rank) / over
+
+    def _lokr(self) -> Delta:
         factors, ranks = [], []
         for name in ("lokr_w1", "lokr_w2"):
             if name in self.parts:
@@ -304,20 +341,40 @@ class _Maker:
         rank = ranks[-1] if ranks else self.config.rank(self.place.target)
         # PEFT always divides alpha by the rank; the other programs only where a factor is a product.
         scale = self._alpha(rank) / rank if rank and (ranks or self.config.is_peft) else 1.0
+        self.parts.taken.add("alpha")  # without a product the form has no rank, and its alpha says nothing
         first, second = factors
-        return {self.place.weight: Kronecker(first, second, scale, ranks[-1] if ranks else None)}
+        return Kronecker(first, second, scale, ranks[-1] if ranks else None)
 
-    def _loha(self) -> dict[str, Delta]:
+    def _loha(self) -> Delta:
         names = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
         up1, down1, up2, down2 = (self.parts[name] for name in names)
         rank = down1.shape[0]
         made = Hadamard(up1, down1, up2, down2, self._alpha(rank) / rank)
         if made.shape != (up2.shape[0], down2.shape[1]) or up1.shape[1] != rank or up2.shape[1] != down2.shape[0]:
             raise ValueError("the two products differ in shape")
-        return {self.place.weight: made}
+        return made
 
-    def _full(self) -> dict[str, Delta]:
-        bias = f"{self.place.target}.bias"
-        makers = {"difference": (self.place.weight, Difference), "replacement": (self.place.weight, Replacement)}
-        makers |= {"bias_difference": (bias, Difference), "bias_replacement": (bias, Replacement)}
-        return {name: make(self.parts[part]) for part, (name, make) in makers.items() if part in self.parts}
+    def _bias(self) -> dict[str, Delta]:
+        """What is written of the bias: a LoRA's own share and a difference add up, a replacement stands alone."""
+        added = []
+        if self.form == "LoRA" and "up_bias" in self.parts:
+            added.append(self._lora_scale(self.parts["down"].shape[0]) * self.parts["up_bias"].float())
+        if "bias_difference" in self.parts:
+            added.append(self.parts["bias_difference"])
+        if "bias_replacement" in self.parts:
+            if added:
+                raise ValueError("the bias is both changed and replaced")
+            return {f"{self.place.target}.bias": Replacement(self.parts["bias_replacement"])}
+        return {f"{self.place.target}.bias": Difference(sum(added[1:], added[0]))} if added else {}
+
+
+class _Used(dict[str, Tensor]):
+    """Tensors by what they are; remembers which were asked for."""
+
+    def __init__(self, parts: dict[str, Tensor]) -> None:
+        super().__init__(parts)
+        self.taken: set[str] = set()
+
+    def __getitem__(self, part: str) -> Tensor:
+        self.taken.add(part)
+        return super().__getitem__(part)

@@ -18,7 +18,7 @@ from ..errors import InputError, WeightsError
 from ..files import write_whole
 from ..roles import flow_role
 from .combine import Parts
-from .deltas import Delta, Difference, Hadamard, Kronecker, LowRank, Replacement
+from .deltas import Decomposed, Delta, Difference, Hadamard, Kronecker, LowRank, Replacement
 from .names import DTYPES, FORMATS
 
 _DTYPES = dict(zip(DTYPES, (torch.float16, torch.bfloat16, torch.float32), strict=True))
@@ -65,7 +65,9 @@ def save(
     config = {"peft_type": "LORA", "r": ranks[-1] if ranks else 0, "lora_alpha": ranks[-1] if ranks else 0}
     config["rank_pattern"] = config["alpha_pattern"] = _patterns(parts, config["r"])
     config["target_modules"] = sorted({n.removesuffix(".weight") for deltas in parts.values() for n in deltas})
-    whole = form == "peft" and all(isinstance(d, LowRank) for deltas in parts.values() for d in deltas.values())
+    whole = form == "peft" and all(
+        isinstance(getattr(d, "inner", d), LowRank) for deltas in parts.values() for d in deltas.values()
+    )
     if whole:
         described["adapter_config"] = json.dumps(config)
     state = {key: value.to(_DTYPES[dtype], copy=True).contiguous() for key, value in state.items()}
@@ -96,16 +98,16 @@ def _tensors(name: str, delta: Delta, form: str) -> dict[str, Tensor]:
     """Tensors of a parameter's change under a format's keys."""
     layer = name.removesuffix(".weight")
     generic = f"diffusion_model.{layer}"
+    if isinstance(delta, Decomposed):
+        return _tensors(name, delta.inner, form) | _magnitude(layer, delta, form)
     if isinstance(delta, LowRank):
         up = delta.scale * delta.up.float()
         if form == "peft":
             front = f"base_model.model.{layer}"
-            state = {f"{front}.lora_A.weight": delta.down, f"{front}.lora_B.weight": up}
-            return state if delta.magnitude is None else state | {f"{front}.lora_magnitude_vector": delta.magnitude}
+            return {f"{front}.lora_A.weight": delta.down, f"{front}.lora_B.weight": up}
         front = generic if form == "comfy" else f"lora_unet_{layer.replace('.', '_')}"
         state = {f"{front}.lora_down.weight": delta.down, f"{front}.lora_up.weight": up}
-        state[f"{front}.alpha"] = torch.tensor(float(delta.rank))
-        return state if delta.magnitude is None else state | {f"{front}.dora_scale": delta.magnitude[:, None]}
+        return state | {f"{front}.alpha": torch.tensor(float(delta.rank))}
     if isinstance(delta, Hadamard):
         return _tensors(name, delta.as_low_rank(), form)
     if isinstance(delta, Kronecker):
@@ -118,6 +120,17 @@ def _tensors(name: str, delta: Delta, form: str) -> dict[str, Tensor]:
     if type(delta) not in ends:
         raise WeightsError(f"{name} is replaced as a whole, which this format cannot say.")
     return {f"diffusion_model.{layer}.{ends[type(delta)]}": delta.value}
+
+
+def _magnitude(layer: str, delta: Decomposed, form: str) -> dict[str, Tensor]:
+    """Lengths of rows or columns, under the key of the form that stands beside them."""
+    low_rank = isinstance(delta.inner, (LowRank, Hadamard))
+    if form == "peft" and low_rank:
+        if delta.over_inputs:
+            raise WeightsError(f"{layer} is a DoRA over the layer's inputs, which PEFT does not know: write comfy or kohya.")
+        return {f"base_model.model.{layer}.lora_magnitude_vector": delta.magnitude}
+    front = f"lora_unet_{layer.replace('.', '_')}" if form == "kohya" and low_rank else f"diffusion_model.{layer}"
+    return {f"{front}.dora_scale": delta.magnitude[None] if delta.over_inputs else delta.magnitude[:, None]}
 
 
 def _patterns(parts: Parts, usual: int) -> dict[str, int]:

@@ -117,7 +117,9 @@ def refuse_pickle(path: Path) -> None:
     if not pickled and os.path.isfile(path):
         try:
             with path.open("rb") as file:
-                pickled = file.read(4).startswith(PICKLE_STARTS)
+                begin = file.read(9)
+            # A safetensors file begins with the length of its table, which may look like a pickle; then comes the table.
+            pickled = begin.startswith(PICKLE_STARTS) and begin[8:] != b"{"
         except OSError as error:
             raise WeightsError(f"{path} cannot be opened: {error.strerror}.") from None
     if pickled:
