@@ -8,9 +8,10 @@ import torch
 from comfy_api.latest import io
 
 from ..trellis_core.errors import InputError
+from ..trellis_core.settings import JUDGED_MESH_GRID, MESH_GRID
 from ..trellis_core.values import Mesh
 from . import fields, host, meshes
-from .sockets import AnyFile3D, Asset, Family, File3D, PbrVoxels, Shape, Texture, glb_file, schema, settings_input
+from .sockets import AnyFile3D, Asset, Family, File3D, PbrVoxels, Shape, Texture, advanced, glb_file, schema, settings_input
 
 FLAT = (128, 128, 255)
 """Texel of a normal map that changes nothing."""
@@ -69,6 +70,17 @@ class Remesh(io.ComfyNode):
                 *fields.widgets(*_FIRST),
                 PbrVoxels.Input("voxels", optional=True, tooltip="Says how fine the mesh was decoded; else it is judged."),
                 *fields.widgets(*(name for name in fields.SURFACE if name not in _FIRST)),
+                advanced(
+                    io.Int.Input(
+                        "grid",
+                        default=0,
+                        min=0,
+                        max=MESH_GRID[1],
+                        optional=True,
+                        tooltip="For a mesh that was not made here: voxels along its longest side, whatever its unit. 0 judges "
+                        f"by its triangles, from {JUDGED_MESH_GRID[0]} to {JUDGED_MESH_GRID[1]}.",
+                    )
+                ),
             ],
             outputs=[io.Mesh.Output("mesh_out", display_name="mesh", tooltip="The clean mesh.")],
             hidden=[io.Hidden.unique_id],
@@ -79,13 +91,13 @@ class Remesh(io.ComfyNode):
         return fields.check_finishing(remesh=remesh)
 
     @classmethod
-    def execute(cls, mesh: Any, voxels: Any = None, **values: Any) -> io.NodeOutput:
-        from ..trellis_core.asset.asset import refine_mesh
+    def execute(cls, mesh: Any, voxels: Any = None, grid: int = 0, **values: Any) -> io.NodeOutput:
+        from ..trellis_core.asset.asset import refine_loaded, refine_mesh
 
-        raw = meshes.from_host(mesh)
-        settings = fields.settings(values)
-        grid = meshes.grid_of(raw) if voxels is None else voxels.resolution
-        return io.NodeOutput(meshes.to_host(refine_mesh(raw, settings, grid, host.Run(cls).ctx)))
+        raw, settings, ctx = meshes.from_host(mesh), fields.settings(values), host.Run(cls).ctx
+        if voxels is None:
+            return io.NodeOutput(meshes.to_host(refine_loaded(raw, settings, grid, ctx)))
+        return io.NodeOutput(meshes.to_host(refine_mesh(raw, settings, voxels.resolution, ctx)))
 
 
 class BakeTextures(io.ComfyNode):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from comfy_api.latest import Types
 
 from ..trellis_core.errors import InputError
@@ -36,10 +35,3 @@ def from_host(mesh: Any) -> Mesh:
     if cells is not None and len(cells) != len(vertices):
         cells = None
     return Mesh(y_up_to_z_up(vertices.float().cpu()).contiguous(), faces.int().cpu(), cells, used)
-
-
-def grid_of(mesh: Mesh) -> int:
-    """Voxels per axis of the grid that a decoded mesh was made on, judged from its edges, which are a voxel long."""
-    corners = mesh.vertices[mesh.faces.long()]
-    length = (corners - corners.roll(1, dims=1)).norm(dim=-1).median()
-    return max(int(torch.round(1 / length.clamp_min(1e-4))), 1)

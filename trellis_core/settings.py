@@ -252,6 +252,11 @@ class GenerationSettings(BaseModel):
         return GenerationSettings(**given)
 
 
+MESH_GRID = (16, 2048)
+"""Voxels along the longest side of a mesh that was not decoded here, when it is remeshed: fewest and most."""
+JUDGED_MESH_GRID = (256, 1024)
+"""The same where it is left to the mesh's own edges."""
+
 SOURCE_FIELDS = ("image_url", "image_urls", "mesh_url")
 """Fields that name what is worked on."""
 LORA_FIELDS = tuple(LORA_FIELD.values())

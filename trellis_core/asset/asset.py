@@ -25,9 +25,10 @@ from ..gltf.placement import Placement
 from ..memory.mesh_budget import check_room
 from ..mesh.clean import check_mesh, clean, tidy
 from ..mesh.decimate import TOLERANCE, decimate
+from ..mesh.own_size import decoded_resolution, fitted, judged_resolution
 from ..mesh.remesh import narrow_band_remesh, solid_remesh
 from ..mesh.topology import Array
-from ..settings import FILE_FIELDS, SURFACE_FIELDS, TEXTURE_FIELDS
+from ..settings import FILE_FIELDS, MESH_GRID, SURFACE_FIELDS, TEXTURE_FIELDS
 from ..threads import threads
 from ..values import Mesh, PbrVoxels
 from .report import EXTRAS, AssetReport, stretch
@@ -224,6 +225,25 @@ def refine_mesh(mesh: Mesh, settings: GenerationSettings, resolution: int, ctx: 
     ctx.report(1.0)
     refined = _mesh(np.ascontiguousarray(vertices), np.ascontiguousarray(faces))
     return replace(refined, made_with={**mesh.made_with, **_values(settings, SURFACE_FIELDS)})
+
+
+def refine_loaded(mesh: Mesh, settings: GenerationSettings, resolution: int = 0, ctx: RunContext = QUIET) -> Mesh:
+    """`refine_mesh` of a mesh from anywhere, of any unit: it keeps its size and place.
+
+    Args:
+        resolution: voxels along its longest side, within `MESH_GRID`; 0 takes the grid of a mesh that was decoded
+            here, and judges others by their edges.
+
+    Raises:
+        InputError: malformed mesh, or a resolution out of range. EmptyResultError: it has no surface.
+    """
+    low, high = MESH_GRID
+    if resolution and not low <= resolution <= high:
+        raise InputError(f"The grid can have {low} to {high} voxels along the mesh's longest side, or 0, not {resolution}.")
+    if not resolution and (grid := decoded_resolution(mesh)) is not None:
+        return refine_mesh(mesh, settings, grid, ctx)
+    inside = fitted(mesh)
+    return inside.put_back(refine_mesh(inside.mesh, settings, resolution or judged_resolution(inside.mesh), ctx))
 
 
 def _values(settings: GenerationSettings, names: Sequence[str]) -> dict[str, Any]:
