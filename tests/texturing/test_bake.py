@@ -63,14 +63,48 @@ def test_no_texel_is_black_even_far_from_voxels() -> None:
     assert (result.metallic_roughness == torch.tensor([255, 255, 0])).all()
 
 
-@pytest.mark.parametrize(
-    ("clear", "half", "mode"), [(0.0, 0.0, "OPAQUE"), (0.001, 0.002, "OPAQUE"), (0.3, 0.1, "MASK"), (0.0, 0.4, "BLEND")]
-)
-def test_the_alpha_mode_follows_the_data(clear: float, half: float, mode: str) -> None:
-    alpha = torch.ones(10_000)
-    alpha[: round(clear * 10_000)] = 0.0
-    alpha[5000 : 5000 + round(half * 10_000)] = 0.5
-    assert decide_alpha(alpha)[0] == mode
+def surface(kind: str) -> torch.Tensor:
+    """Alpha of a picture of 100 x 100 texels, each as large as a voxel."""
+    alpha, rng = torch.ones(100, 100), torch.Generator().manual_seed(0)
+    stray = torch.rand(100, 100, generator=rng)
+    if kind == "strays":
+        alpha[stray < 0.02] = torch.rand(int((stray < 0.02).sum()), generator=rng)
+    elif kind == "veil":
+        alpha = 0.85 + 0.15 * stray
+    elif kind == "small spots":
+        alpha[10:12, 10:12] = alpha[50:52, 50:52] = alpha[80:82, 20:22] = 0.3
+    elif kind == "window":
+        alpha[20:40, 20:40] = 0.4
+    elif kind == "hole":
+        alpha[19:41, 19:41], alpha[20:40, 20:40] = 0.5, 0.0
+    elif kind == "lace":
+        alpha.view(20, 5, 20, 5)[:, 1:4, :, 1:4] = 0.0
+    return alpha
+
+
+ALPHA = {"window": "BLEND", "hole": "MASK", "lace": "MASK"}
+ALPHA |= dict.fromkeys(("plain", "strays", "veil", "small spots"), "OPAQUE")
+
+
+@pytest.mark.parametrize("kind", ALPHA)
+def test_the_alpha_mode_follows_what_is_clearly_and_connectedly_see_through(kind: str) -> None:
+    assert decide_alpha(surface(kind).flatten(), torch.arange(10_000), 100, 1.0)[0] == ALPHA[kind]
+
+
+def test_strays_and_a_veil_leave_a_solid_object_solid() -> None:
+    def strays(points: np.ndarray) -> np.ndarray:
+        attrs = rainbow(points)
+        attrs[np.random.default_rng(1).random(len(points)) < 0.01, 5] = 0.0
+        return attrs
+
+    def veil(points: np.ndarray) -> np.ndarray:
+        attrs = rainbow(points)
+        attrs[:, 5] = 0.85
+        return attrs
+
+    for paint in (strays, veil):
+        result = baked(paint)[0]
+        assert result.alpha_mode == "OPAQUE" and (result.base_color[..., 3] == 255).all()
 
 
 def test_colour_is_kept_where_alpha_is_zero_and_the_mode_can_be_forced() -> None:

@@ -34,7 +34,7 @@ class AssetReport:
         texture_size: texels along a side.
         atlas_use: share of the atlas that charts cover, overlap: share of covered texels that are covered twice.
         texels_per_face: median.
-        alpha_mode, see_through: how alpha is used, and the share of the surface with alpha below 0.9.
+        alpha_mode, see_through: how alpha is used, and the share of the surface with alpha below 0.7.
         level_faces: faces of each level of detail, the finest first.
         file_bytes: of the GLB.
         note: what gave way for a limit of the file's size, or nothing.

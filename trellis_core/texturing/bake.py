@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,13 +16,16 @@ from .fill import GapFiller
 from .raster import Interpolator, Texels
 
 ALPHA_MODES = ("OPAQUE", "MASK", "BLEND")
-_SOLID, _CLEAR = 0.9, 0.1
+_SEEN_THROUGH, _CLEAR = 0.7, 0.1
+"""Alpha below which a texel is clearly see-through (decoders paint solid things with .8 and more), and as good as nothing."""
 _COLOR, _MATERIAL = [0, 1, 2, 5], [4, 3]
 """Attributes in the order of the pictures' channels: red, green, blue, alpha; after occlusion roughness, metallic."""
 _TEXELS = 1 << 15
 """Texels worked on at once: few enough to stay in the processor's cache."""
 _SEE_THROUGH_SHARE = 0.005
-"""Share of the surface that must be see-through before the material is; less is noise of the decoder."""
+"""Share of the surface that must be see-through, in patches, before the material is."""
+_PATCH, _LEAST_PATCH = 8, 6
+"""Voxels that a see-through patch covers at least, and texels; smaller ones are strays of the decoder."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Bake:
         base_color: uint8 [S, S, 4], sRGB and alpha. Colours under alpha 0 are kept.
         metallic_roughness: uint8 [S, S, 3]: 255 (no occlusion), roughness, metallic.
         alpha_mode: OPAQUE (then alpha is 255 everywhere), MASK or BLEND.
-        see_through: share of texels with alpha below 0.9.
+        see_through: share of texels that are clearly see-through, with alpha below 0.7.
         texels_of_face: int64 [F] texels that each triangle covers.
     """
 
@@ -103,7 +107,7 @@ def bake(
     if strays:
         lost, position = (torch.cat(parts) for parts in zip(*strays, strict=True))
         alpha[lost] = paint(texels.number[lost], 255 * layout[_nearest(voxels, position, ctx)])
-    mode, see_through = decide_alpha(alpha) if len(alpha) else ("OPAQUE", 0.0)
+    mode, see_through = decide_alpha(alpha, texels.number, size, len(alpha) / max(len(voxels.coords), 1))
     mode = alpha_mode or mode
     ctx.report(0.8)
     covered = torch.zeros(size * size, dtype=torch.bool, device=corners.device)
@@ -129,14 +133,29 @@ def _nearest(voxels: PbrVoxels, points: Tensor, ctx: RunContext) -> Tensor:
     return nearest_voxel(voxels.coords, centres, ctx)[inverse]
 
 
-def decide_alpha(alpha: Tensor) -> tuple[str, float]:
-    """The glTF alpha mode that alpha values [K] in 0..1 ask for, and the share of them that is not solid.
+def decide_alpha(alpha: Tensor, number: Tensor, size: int, grain: float) -> tuple[str, float]:
+    """The glTF alpha mode that a painted surface asks for, and the share of its texels that are clearly see-through.
 
-    OPAQUE while nearly all are solid; MASK if those that are not are mostly clear, as at cut-out leaves, where values in
-    between are only the soft rim of interpolation; else BLEND, as for glass.
+    OPAQUE unless connected patches of the surface, each larger than a few voxels, are see-through: strays of a decoder are
+    not, nor is an even veil over something solid. MASK if the patches are mostly clear, as at cut-out leaves, where values
+    in between are only the soft rim of interpolation; else BLEND, as for glass.
+
+    Args:
+        alpha: float [K] in 0..1 of the covered texels. number: int64 [K], their places in a picture of `size` x `size`.
+        grain: texels that a voxel covers.
     """
-    see_through = float((alpha < _SOLID).float().mean())
-    clear = float((alpha < _CLEAR).float().mean())
-    if see_through < _SEE_THROUGH_SHARE:
-        return "OPAQUE", see_through
-    return ("MASK" if clear >= see_through / 2 else "BLEND"), see_through
+    seen = alpha < _SEEN_THROUGH
+    share = float(seen.float().mean()) if len(alpha) else 0.0
+    if share < _SEE_THROUGH_SHARE:
+        return "OPAQUE", share
+    from scipy import ndimage
+
+    picture = torch.zeros(size * size, dtype=torch.bool)
+    picture[number[seen].cpu()] = True
+    patch, _ = ndimage.label(picture.view(size, size).numpy(), np.ones((3, 3)))
+    patch = torch.from_numpy(patch).flatten()[number[seen].cpu()].long()
+    large = torch.bincount(patch) >= max(_PATCH * grain, _LEAST_PATCH)
+    within = alpha[seen].cpu()[large[patch]]
+    if len(within) < _SEE_THROUGH_SHARE * len(alpha):
+        return "OPAQUE", share
+    return ("MASK" if (within < _CLEAR).float().mean() >= 0.5 else "BLEND"), share
