@@ -13,7 +13,7 @@ make() { # style, stage, name, the strength that is baked in as 1, then options 
   shift 4
   rm -rf "$work/$style"
   [ -d "$work/data/$style" ] || "$python" -m trellis_core.training.lora.demo_data --style "$style" --out "$work/data/$style" --count 20
-  "$python" -m trellis_core train-lora --family mini --data "$work/data/$style" --out "$work/$style" --stage "$stage" \
+  "$python" -m trellis_core train-lora --weights mini --data "$work/data/$style" --out "$work/$style" --stage "$stage" \
     --rank 16 --views 3 --sample-every 1000 "$@"
   "$python" -m trellis_core lora scale "$work/$style/$stage.safetensors" "$strength" -o "$target/$name.safetensors"
 }

@@ -43,7 +43,7 @@ from .weights.low_precision import PRECISIONS
 from .weights.network_file import NetworkFile, image_encoder_file, network_file
 from .weights.official import Scale
 from .weights.pipeline import FILE as PIPELINE
-from .weights.pipeline import TEXTURING, SamplerEntry, read_pipeline
+from .weights.pipeline import TEXTURING, LoraTraining, SamplerEntry, read_pipeline
 from .weights.places import cached_snapshots, candidates, encoder_place, network_place
 from .weights.repackaged import find_networks
 
@@ -130,6 +130,7 @@ class Family:
         hold: how its networks come to the device; a host with a memory manager puts its own way here.
         loras: by role, what changes its networks (see `lora.stack.place`).
         recommended: the resolution of its `default_pipeline_type`; None where that is not known.
+        lora_training: how LoRAs for it are trained well.
     """
 
     name: str
@@ -143,6 +144,7 @@ class Family:
     hold: Hold = read_and_drop
     loras: Mapping[str, Sequence[Use]] = field(default_factory=dict)
     recommended: int | None = None
+    lora_training: LoraTraining = LoraTraining()
 
     @property
     def resolutions(self) -> tuple[int, ...]:
@@ -270,7 +272,8 @@ def _official(root: Path) -> Family:
     scales = published.SCALES if pipeline.resolutions is None else pipeline.resolutions
     family = _assemble(root.name, networks, scales, samplers, *norms)
     usual = pipeline.default_pipeline_type.partition("_")[0]
-    return replace(family, recommended=next((r for r in family.resolutions if str(r) == usual), None))
+    recommended = next((r for r in family.resolutions if str(r) == usual), None)
+    return replace(family, recommended=recommended, lora_training=pipeline.lora_training)
 
 
 def _repackaged(path: Path, also: Sequence[Path]) -> Family:

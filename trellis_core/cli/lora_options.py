@@ -51,29 +51,44 @@ def add_generate_options(generate: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+_TRAIN_EXAMPLES = """examples:
+  train-lora --data models --out runs/style --stage texture
+  train-lora --data models --out runs/style --stage shape --stage texture     two stages on the same data, one LoRA each
+  train-lora --data models.zip --out runs/style --stage texture --weights weights/TRELLIS.2-4B --device cuda
+"""
+
+
 def add_train_command(commands: argparse._SubParsersAction) -> None:
-    """Add `train-lora`; ranges and defaults are those of the hosted trainer (docs/method/fal.md)."""
-    train = commands.add_parser("train-lora", help="train LoRAs on your own models (needs the `lora` extra)")
+    """Add `train-lora`. Rate, steps and views are the family's own unless given; ranges are the hosted trainer's
+    (docs/method/fal.md)."""
+    train = commands.add_parser(
+        "train-lora",
+        help="train LoRAs on your own models (needs the `lora` extra)",
+        epilog=_TRAIN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     train.add_argument(
         "--data", type=Path, required=True, metavar="FOLDER|ZIP", help="models, with pictures beside them or not"
     )
     train.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the LoRAs go; the same folder goes on")
-    train.add_argument("--family", default="mini", metavar="NAME|PATH", help="weights to train on (default: mini)")
+    train.add_argument("--weights", "--family", default="mini", metavar="NAME|PATH", help="weights to train on (default: mini)")
     train.add_argument(
         "--stage", action="append", choices=STAGES, required=True, help="may be given several times, one LoRA each"
     )
+    own = "(default: what the weights recommend)"
     train.add_argument("--resolution", type=int, choices=(512, 1024), default=512, help="(default: 512)")
     train.add_argument("--rank", type=int, choices=(16, 32, 64), default=32, help="(default: 32)")
-    train.add_argument("--learning-rate", type=float, default=1e-4, help="1e-6 to 1e-2 (default: 1e-4; mini likes 3e-3)")
-    train.add_argument("--steps", type=int, default=1000, help="100 to 10000 (default: 1000)")
+    train.add_argument("--learning-rate", type=float, help=f"1e-6 to 1e-2 {own}")
+    train.add_argument("--steps", type=int, help=f"100 to 10000 {own}")
     train.add_argument(
         "--targets", choices=("attention", "all"), default="attention", help="layers that learn (default: attention)"
     )
     train.add_argument("--batch", type=int, default=8, help="objects of a step (default: 8)")
-    train.add_argument("--views", type=int, default=4, help="pictures of each model (default: 4)")
+    train.add_argument("--views", type=int, help=f"pictures of each model {own}")
     train.add_argument(
-        "--azimuth", type=float, help="models are drawn from this many degrees around their front (default: 180, mini 45)"
-    )
+        "--azimuth", type=float,
+        help=f"models are drawn from this many degrees around their front {own}",
+    )  # fmt: skip
     train.add_argument("--sample-every", type=int, default=200, help="steps between sample pictures (default: 200)")
     train.add_argument("--seed", type=int, default=0, help="(default: 0)")
     train.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: cpu)")

@@ -50,6 +50,10 @@ MODELS = {
 }
 
 
+LORA_TRAINING = {"learning_rate": 3e-3, "steps": 200, "views": 4, "azimuth": 45.0}
+"""What suits a small network, which has only ever seen fronts."""
+
+
 def pipeline_config(normalization: dict[str, tuple[Tensor, Tensor]], name: str = "Trellis2ImageTo3DPipeline") -> dict:
     """The contents of pipeline.json (docs/method/networks.md); normalization: shape and tex (mean, std) [C]."""
     samplers = {
@@ -77,6 +81,7 @@ def pipeline_config(normalization: dict[str, tuple[Tensor, Tensor]], name: str =
             "rembg_model": None,
             "default_pipeline_type": "512",
             "resolutions": RESOLUTIONS,
+            "lora_training": LORA_TRAINING,
         },
     }
 

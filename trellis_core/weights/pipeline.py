@@ -77,6 +77,20 @@ class EncoderEntry:
 
 
 @dataclass(frozen=True)
+class LoraTraining:
+    """How LoRAs for a family are trained well; where its file does not say, as the hosted trainer does it (docs/method/fal.md).
+
+    Attributes:
+        views: pictures that are drawn of a model which has none, from `azimuth` degrees around its front.
+    """
+
+    learning_rate: Annotated[float, Field(ge=1e-6, le=1e-2)] = 1e-4
+    steps: Annotated[int, Field(ge=100, le=10_000)] = 1000
+    views: Annotated[int, Field(ge=1, le=64)] = 4
+    azimuth: Annotated[float, Field(ge=0, le=180)] = 180.0
+
+
+@dataclass(frozen=True)
 class Pipeline:
     """What `args` of pipeline.json holds.
 
@@ -94,6 +108,7 @@ class Pipeline:
     tex_slat_sampler: SamplerEntry | None = None
     resolutions: dict[Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}$")], Scale] | None = None
     default_pipeline_type: str = ""
+    lora_training: LoraTraining = field(default_factory=LoraTraining)
 
     @property
     def image_encoder(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
@@ -56,6 +57,22 @@ def draw_sample(family: Family, stage: str, model: nn.Module, data: Prepared, re
     shape = Shape(coords.cpu(), made, family.scales[resolution].output, count, generator.get_state())
     texture = Texture(family.texture_norm.undo(z)) if stage == "texture" else None
     return _row([draw_model(mesh, voxels) for mesh, voxels in decode(family, shape, texture, ctx=ctx)])
+
+
+def above_each_other(before: Image.Image, after: Image.Image) -> Image.Image:
+    """One picture, `before` on top."""
+    sheet = Image.new("RGB", (before.width, before.height + after.height), "white")
+    sheet.paste(before, (0, 0))
+    sheet.paste(after, (0, before.height))
+    return sheet
+
+
+def change_between(before: Image.Image, after: Image.Image) -> float:
+    """Mean difference of two pictures where either shows something, as a share of the range from black to white."""
+    a, b = (np.asarray(picture.convert("RGB"), np.float32) / 255 for picture in (before, after))
+    background = a[0, 0]
+    shown = (np.abs(a - background).max(-1) > 0.02) | (np.abs(b - background).max(-1) > 0.02)
+    return float(np.abs(a - b)[shown].mean()) if shown.any() else 0.0
 
 
 def draw_model(mesh: Mesh, voxels: PbrVoxels | None, side: int = SIDE) -> Image.Image:

@@ -1,7 +1,7 @@
 """`python -m trellis_core train-lora`: LoRAs for the stages, trained through PEFT (docs/method/sampling.md).
 
-A run is a folder: OUT/prepared.safetensors, and for every stage OUT/STAGE.safetensors with its loss curve, its samples and
-what it needs to go on after an interruption. The same command goes on.
+A run is a folder: OUT/prepared.safetensors, and for every stage OUT/STAGE.safetensors with its loss curve, its samples, a
+picture before and after, and what it needs to go on after an interruption. The same command goes on.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from tqdm import tqdm
 
 from ...context import RunContext
 from ...errors import InputError
-from ...family import BUNDLED, Family, load_family
+from ...family import Family, load_family
 from ...files import write_state, write_whole
 from ...lora.deltas import Delta, LowRank
 from ...lora.write import save
@@ -29,7 +31,8 @@ from ...roles import flow_roles
 from ..losses import TimeSchedule, diffuse, drop_condition
 from .data import Prepared, Views, prepare
 from .loss_plot import draw_curve
-from .samples import draw_sample
+from .progress import Progress
+from .samples import above_each_other, change_between, draw_sample
 
 TIMES = {
     "structure": TimeSchedule("logitNormal", 1.0, 1.0),
@@ -45,6 +48,9 @@ CLIP = 1.0
 WARM_UP = 20
 SAVE_EVERY = 50
 ADAPTER = "default"
+BEFORE_AFTER = "before_after.png"
+HARDLY = 0.02
+"""Change between the pictures before and after below which a LoRA is said to hardly act."""
 
 
 @dataclass(frozen=True)
@@ -80,23 +86,26 @@ class Recipe:
 
 def run(options: argparse.Namespace) -> None:
     """The command; see `options.add_train_command` for its options."""
-    recipe = Recipe(
-        options.rank, options.learning_rate, options.steps, options.targets, options.batch, options.seed, options.sample_every
-    )
-    recipe.check()
-    if options.views < 1:
-        raise InputError(f"--views must be 1 or more, not {options.views}.")
     _peft()
-    family = load_family(options.family)
+    family = load_family(options.weights)
+    usual = family.lora_training
+    rate, steps, views, azimuth = (
+        getattr(usual, name) if getattr(options, name) is None else getattr(options, name)
+        for name in ("learning_rate", "steps", "views", "azimuth")
+    )
+    recipe = Recipe(options.rank, rate, steps, options.targets, options.batch, options.seed, options.sample_every)
+    recipe.check()
+    if views < 1:
+        raise InputError(f"--views must be 1 or more, not {views}.")
     if options.resolution not in family.resolutions:
         raise InputError(f"The weights {family.name} have no networks for {options.resolution}.")
     options.out.mkdir(parents=True, exist_ok=True)
-    front = 45.0 if options.family in BUNDLED else 180.0  # mini has only ever seen fronts
+    print(f"Recipe   {steps} steps at a rate of {rate:g}, rank {recipe.rank}, {views} pictures of each model", file=sys.stderr)
     bar = tqdm(total=1.0, bar_format="preparing {percentage:3.0f}% |{bar}| {elapsed} {postfix}", disable=None, leave=False)
     with bar:
         ctx = RunContext(torch.device(options.device), on_progress=lambda done, name: _move(bar, done, name))
         data = prepare(
-            options.data, family, options.resolution, Views(options.views, options.azimuth or front), options.seed,
+            options.data, family, options.resolution, Views(views, azimuth), options.seed,
             options.out / "prepared.safetensors", ctx,
         )  # fmt: skip
     print(f"Data     {len(data)} objects, {len(data.coords)} latent voxels", file=sys.stderr)
@@ -104,6 +113,14 @@ def run(options: argparse.Namespace) -> None:
     for stage in dict.fromkeys(options.stage):
         file = train(family, stage, data, options.resolution, recipe, options.out, ctx)
         print(f"LoRA     {file} ({file.stat().st_size / 1e3:.0f} kB)")
+        changed = json.loads((options.out / stage / "change.json").read_text())["change"]
+        print(f"Picture  {options.out / stage / BEFORE_AFTER}: before and after, {changed:.1%} of the picture changed")
+        if changed < HARDLY:
+            print(
+                f"Warning  The LoRA hardly acts: its model looks nearly as before. Give more --steps than {recipe.steps}, or a "
+                f"--learning-rate above {recipe.learning_rate:g}, and another --out.",
+                file=sys.stderr,
+            )
 
 
 def train(family: Family, stage: str, data: Prepared, resolution: int, recipe: Recipe, out: Path, ctx: RunContext) -> Path:
@@ -130,9 +147,11 @@ def train(family: Family, stage: str, data: Prepared, resolution: int, recipe: R
         state = _State(folder / "state.pt", {**vars(recipe), "stage": stage, "resolution": resolution, "family": family.name})
         losses = state.resume(trained, optimizer)
         loss = _loss(stage, model, data, ctx.device)
-        for step in tqdm(range(len(losses), recipe.steps), stage, recipe.steps, initial=len(losses), disable=None):
+        progress = Progress(stage, len(losses), recipe.steps)
+        for step in range(len(losses), recipe.steps):
             ctx.check()
             losses.append(_step(step, loss, recipe, trained, optimizer))
+            progress.step(losses[-1])
             done = step + 1
             if done % recipe.sample_every == 0 or done == recipe.steps:
                 picture = draw_sample(family, stage, model, data, resolution, ctx)
@@ -140,7 +159,13 @@ def train(family: Family, stage: str, data: Prepared, resolution: int, recipe: R
             if done % SAVE_EVERY == 0 or done == recipe.steps:
                 state.keep(trained, optimizer, losses)
                 draw_curve(losses).save(folder / "loss.png")
+        progress.close()
+        after = draw_sample(family, stage, model, data, resolution, ctx)
         deltas = _deltas(model)
+        with _without_adapter(model):
+            before = draw_sample(family, stage, model, data, resolution, ctx)
+    above_each_other(before, after).save(folder / BEFORE_AFTER)
+    write_whole(folder / "change.json", (json.dumps({"change": round(change_between(before, after), 5)}) + "\n").encode())
     write_whole(folder / "losses.json", (json.dumps([round(value, 5) for value in losses]) + "\n").encode())
     notes = {"family": family.name, "steps": str(recipe.steps), "trained_with": f"trellis_core, rank {recipe.rank}"}
     return save(out / f"{stage}.safetensors", {(stage, None if stage == "structure" else resolution): deltas}, notes=notes)
@@ -213,6 +238,19 @@ class _State:
         write_state(self.path, state)
 
 
+@contextmanager
+def _without_adapter(model: nn.Module) -> Iterator[None]:
+    """The network as it was before, for as long as a `with` lasts."""
+    layers = [layer for layer in model.modules() if hasattr(layer, "lora_A") and hasattr(layer, "enable_adapters")]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
 def _deltas(model: nn.Module) -> dict[str, Delta]:
     """What PEFT's layers have learnt, by parameter."""
     found: dict[str, Delta] = {}
@@ -226,8 +264,13 @@ def _deltas(model: nn.Module) -> dict[str, Delta]:
 def _peft() -> Any:
     try:
         import peft
-    except ImportError:
-        raise InputError("Training LoRAs needs PEFT: pip install peft (or the `lora` extra of this package).") from None
+    except ImportError as error:
+        if find_spec("peft") is not None:
+            raise InputError(f"PEFT is installed and cannot be imported: {error}") from error
+        raise InputError(
+            'Training LoRAs needs PEFT, which is not installed: pip install peft, or this package with its extra "lora": '
+            "pip install -e .[lora]"
+        ) from None
     return peft
 
 
