@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from comfy_api.latest import io
+from pydantic import ValidationError
 
 from ..trellis_core.errors import InputError, TrellisError
 from ..trellis_core.presets import RECOMMENDED
@@ -38,7 +39,7 @@ _PLAIN = (
 
 def widgets(*names: str) -> list[Any]:
     """One input per field: range, default and words are the field's own."""
-    return [widget(name, GenerationSettings.model_fields[name].description) for name in names]
+    return [widget(name, GenerationSettings.model_fields[name].description or "") for name in names]
 
 
 def resolution(before: str) -> Any:
@@ -68,6 +69,7 @@ def widget(field_name: str, tooltip: str, name: str = "") -> Any:
     elif field.annotation is int:
         made = io.Int.Input(min=low, max=2**31 - 1 if high is None else high, step=1, **common)
     else:
+        low, high = limits["ge"], limits["le"]
         step = 0.01 if high == 1 or field_name in FILE_FIELDS else 1.0 if high > 10 else 0.05
         made = io.Float.Input(min=float(low), max=float(high), step=step, **common)
     return made if field_name.endswith(_PLAIN) else advanced(made)
@@ -99,7 +101,7 @@ def checked(values: Mapping[str, Any]) -> GenerationSettings:
     """
     try:
         return GenerationSettings(**{name: _number(name, value) for name, value in values.items()})
-    except ValueError as error:
+    except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         raise InputError(f"{name} cannot be {first['input']}: {first['msg']}.") from error

@@ -70,8 +70,8 @@ def _cut(picture: np.ndarray, alpha: np.ndarray | None) -> Image.Image:
 
 def to_image(pictures: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
     """Pictures uint8 [S, S, 3] of any sizes -> IMAGE float32 [B, H, W, 3] of the first one's size."""
-    first = pictures[0].shape[:2]
-    sized = [p if p.shape[:2] == first else _resized(p, first) for p in pictures]
+    height, width = pictures[0].shape[:2]
+    sized = [p if p.shape[:2] == (height, width) else _resized(p, (height, width)) for p in pictures]
     return torch.stack(sized).float() / 255
 
 

@@ -35,7 +35,7 @@ _FOLLOWS = " Left at its default it follows what the weights recommend."
 
 
 def _widgets(*names: str) -> list[Any]:
-    words = {name: GenerationSettings.model_fields[name].description for name in names}
+    words = {name: GenerationSettings.model_fields[name].description or "" for name in names}
     return [fields.widget(name, text + (_FOLLOWS if name in ALL_SAMPLERS else "")) for name, text in words.items()]
 
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 HOST = {"comfy", "comfy_execution", "folder_paths", "server", "execution", "nodes", "app"}
 """Modules of ComfyUI that only nodes/host may see; `comfy_api`, which defines nodes, all of nodes/ may."""
 
-FLOOR = {"errors", "context", "values", "settings", "files", "layers", "fetch", "outside", "network_params"}
+FLOOR = {"errors", "context", "values", "settings", "files", "layers", "threads", "fetch", "outside", "network_params"}
 """Ground-floor modules that any room may use."""
 MESHES = {"ovoxel", "mesh", "texturing", "gltf", "asset", "preview", "reference"}
 BELOW = {

@@ -98,15 +98,16 @@ def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
 
 def _check(value: Stage, path: Path) -> None:
     feats, coords, rng = (getattr(value, name, None) for name in ("feats", "coords", "rng"))
+    samples = 1 if isinstance(value, Texture) else value.samples
     good = rng is None or (rng.dtype == torch.uint8 and rng.ndim in (1, 2))
     if feats is not None:
         good = good and feats.ndim == 2 and feats.dtype == torch.float32 and bool(feats.isfinite().all())
-    if coords is not None:
-        side = getattr(value, "grid", None) or value.resolution
+    if coords is not None and not isinstance(value, Texture):
+        side = value.grid if isinstance(value, Structure) else value.resolution
         good = good and coords.ndim == 2 and coords.shape[1] == 4 and coords.dtype == torch.int32 and len(coords) > 0
-        good = good and bool((coords >= 0).all() and (coords[:, 1:] < side).all() and value.samples == coords[:, 0].max() + 1)
+        good = good and bool((coords >= 0).all() and (coords[:, 1:] < side).all() and samples == coords[:, 0].max() + 1)
         good = good and (feats is None or len(feats) == len(coords))
     if not good:
         raise InputError(f"{path} holds numbers that do not fit together. Save the stage again.")
     if rng is not None:
-        streams_at(rng, value.samples)
+        streams_at(rng, samples)

@@ -176,10 +176,12 @@ def make_asset(
 
 def _asset(skins: tuple[Skin, ...], fitted: Fitted, seconds: Mapping[str, float], used: Mapping[str, Any]) -> Asset:
     skin, part = skins[0], skins[0].part
+    uvs: Any = part.uvs  # a skin has them
+    stretched: dict[str, Any] = stretch(part.vertices, part.faces, uvs)
     covered = len(skin.flat.texels.number)
     report = AssetReport(
         **skin.facts,
-        **stretch(part.vertices, part.faces, part.uvs),
+        **stretched,
         charts=len(skin.flat.axis),
         exported_vertices=len(part.vertices),
         texture_size=skin.size,
@@ -195,17 +197,22 @@ def _asset(skins: tuple[Skin, ...], fitted: Fitted, seconds: Mapping[str, float]
         made_with=used,
     )
 
-    def tensor(array: Array | None) -> Tensor | None:
-        return None if array is None else torch.from_numpy(np.ascontiguousarray(array))
+    def tensor(array: Any) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array))
 
     return Asset(
-        *(tensor(a) for a in (part.vertices, part.faces, part.normals, part.uvs, part.base_color, part.material)),
-        part.alpha_mode,
-        part.double_sided,
-        fitted.data,
-        report,
-        tensor(part.tangents),
-        tensor(part.normal_map),
+        vertices=tensor(part.vertices),
+        faces=tensor(part.faces),
+        normals=tensor(part.normals),
+        uvs=tensor(part.uvs),
+        base_color=tensor(part.base_color),
+        metallic_roughness=tensor(part.material),
+        alpha_mode=part.alpha_mode,
+        double_sided=part.double_sided,
+        glb=fitted.data,
+        report=report,
+        tangents=None if part.tangents is None else tensor(part.tangents),
+        normal_map=None if part.normal_map is None else tensor(part.normal_map),
     )
 
 
@@ -313,7 +320,8 @@ class _Clock:
     def _forward(self, fraction: float, name: str) -> None:
         """Steps that are done again, to fit a file, do not take the progress back."""
         self._furthest = max(self._furthest, fraction)
-        self._report(self._furthest, name)
+        if self._report is not None:
+            self._report(self._furthest, name)
 
     @contextmanager
     def step(self, name: str, start: float, stop: float) -> Iterator[RunContext]:

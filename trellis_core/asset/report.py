@@ -133,7 +133,7 @@ class AssetReport:
         return f"Atlas of {self.texture_size} px too small for {_short(self.faces)} triangles: {advice}."
 
 
-def surface_facts(vertices: Array, faces: Array, found: Edges | None = None) -> dict[str, object]:
+def surface_facts(vertices: Array, faces: Array, found: Edges | None = None) -> dict[str, Any]:
     """The report's fields about a surface float32 [V, 3], int [F, 3], whose edges may be known."""
     found = found or edges(faces)
     pairs = manifold_pairs(found)[1].T

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -57,7 +57,7 @@ class Skin:
     part: Part
     flat: Unwrap
     baked: Bake
-    facts: dict[str, object]
+    facts: dict[str, Any]
     size: int
 
 
@@ -126,15 +126,15 @@ def make_skin(
         surface = Surface.of(vertices, faces)
         flat = unwrap(surface, size, options, max(PADDING, size // 1024), ctx)
         normals = chart_normals(surface, flat.faces, flat.source)
-    maps_wanted = detail is not None and (settings.normal_map or settings.occlusion_map)
-    with step("bake", 0.4, 0.7 if maps_wanted else 0.9) as ctx:
+    maps_wanted = settings.normal_map or settings.occlusion_map
+    with step("bake", 0.4, 0.7 if detail is not None and maps_wanted else 0.9) as ctx:
         corners, points = texel_corners(flat.uvs, flat.faces, size), torch.from_numpy(vertices[faces])
         mode = None if settings.alpha_mode == "auto" else settings.alpha_mode
         back = detail.projector(faces, voxels.resolution) if detail is not None else None
         baked = _bake(corners, points, flat.texels, voxels, size, mode, settings.rasterizer, ctx, back)
     material = baked.metallic_roughness
     tangents = normal_map = None
-    if maps_wanted:
+    if detail is not None and maps_wanted:
         with step("detail", 0.7, 0.95) as ctx:
             if settings.normal_map:
                 tangents = vertex_tangents(vertices[flat.source], flat.faces, normals, flat.uvs)
@@ -151,7 +151,7 @@ def make_skin(
         flat.uvs,
         baked.base_color.numpy(),
         material.numpy(),
-        occlusion=settings.occlusion_map and maps_wanted,
+        occlusion=settings.occlusion_map and detail is not None,
         tangents=tangents,
         normal_map=None if normal_map is None else normal_map.numpy(),
         alpha_mode=baked.alpha_mode,

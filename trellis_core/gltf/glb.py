@@ -218,7 +218,7 @@ class _File:
         entry: dict[str, Any] = {"pbrMetallicRoughness": _CLAY, "alphaMode": part.alpha_mode, "doubleSided": part.double_sided}
         if part.alpha_mode == "MASK":
             entry["alphaCutoff"] = part.alpha_cutoff
-        if part.uvs is None:
+        if part.uvs is None or part.base_color is None or part.material is None:
             return entry
         color = part.base_color[..., :3] if part.alpha_mode == "OPAQUE" else part.base_color
         paint = {"index": self._texture("base_color", color)}, {"index": self._texture("metallic_roughness", part.material)}

@@ -78,7 +78,7 @@ def encode_indices(indices: Array) -> bytes:
     # The lowest bit names which of two running values the difference belongs to: always the first.
     code = (((step << 1) ^ (step >> 63)) << 1).astype(np.uint64)
     septets = np.stack([(code >> np.uint64(7 * k)) & np.uint64(127) for k in range(5)], axis=1).astype(np.uint8)
-    length = 1 + sum((code >= np.uint64(1 << (7 * k))).astype(np.int64) for k in range(1, 5))
+    length = np.sum([code >= np.uint64(1 << (7 * k)) for k in range(5)], axis=0, dtype=np.int64).clip(1)
     row, nth = ragged(length)
     more = np.where(nth + 1 < length[row], 128, 0).astype(np.uint8)
     return b"\xd1" + (septets[row, nth] | more).tobytes() + bytes(4)

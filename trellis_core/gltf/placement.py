@@ -38,7 +38,8 @@ class Placement:
         if pivot == "ground":
             point[2] = low[2]
         longest = float((high - low).max())
-        return cls(tuple(point.tolist()), size / longest if size > 0 and longest > 0 else 1.0, up_axis)
+        x, y, z = point.tolist()
+        return cls((x, y, z), size / longest if size > 0 and longest > 0 else 1.0, up_axis)
 
     def points(self, points: Array) -> Array:
         """Positions [N, 3] in the file, float32."""

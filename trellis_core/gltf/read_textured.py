@@ -101,7 +101,7 @@ def _material(part: Any, painted: bool) -> Material:
     mixed = _picture(found.metallicRoughnessTexture, "RGB")
     mode = {"MASK": MASK, "BLEND": BLEND}.get(str(found.alphaMode).upper(), OPAQUE)
     return Material(
-        base_color_factor=tuple(map(float, factor[:3])),
+        base_color_factor=(float(factor[0]), float(factor[1]), float(factor[2])),
         base_color=None if colour is None else Texture2D.build(colour[..., :3].contiguous()),
         metallic_factor=_number(written.get("pm", 0.0) if plain else found.metallicFactor, 1.0),
         metallic=None if mixed is None else Texture2D.build(mixed[..., 2].contiguous()),

@@ -78,20 +78,24 @@ def _sum(name: str, weighted: Weighted, rank: int | None) -> Delta:
             raise InputError(f"{name}: together these have rank {inner}, above {MAX_RANK}: give a rank to press them to.")
         if rank is None or inner < min(shape):
             return _pressed(name, _joined(weighted), rank)
-    if len(weighted) == 1 and rank is None and isinstance(weighted[0][0], Kronecker):
-        delta, strength = weighted[0]
+    delta, strength = weighted[0]
+    if len(weighted) == 1 and rank is None and isinstance(delta, Kronecker):
         return Kronecker(strength * delta.scale * delta.first.float(), delta.second, 1.0)
-    total = sum(strength * delta.matrix(torch.empty(0)) for delta, strength in weighted)
+    total = strength * delta.matrix(torch.empty(0))
+    for delta, strength in weighted[1:]:
+        total += strength * delta.matrix(torch.empty(0))
     return Difference(total) if rank is None or total.ndim != 2 else _pressed_matrix(name, total, rank)
 
 
 def _inner_rank(delta: Delta) -> int:
     """Inner width of a product, or of the product that stands for an entry-by-entry one."""
-    return delta.rank**2 if isinstance(delta, Hadamard) else delta.rank
+    rank = delta.rank or 0
+    return rank**2 if isinstance(delta, Hadamard) else rank
 
 
 def _joined(weighted: Weighted) -> LowRank:
-    plain = [(d.as_low_rank() if isinstance(d, Hadamard) else d, s) for d, s in weighted]
+    low = ((d.as_low_rank() if isinstance(d, Hadamard) else d, s) for d, s in weighted)
+    plain = [(d, s) for d, s in low if isinstance(d, LowRank)]
     down = torch.cat([d.down.float() for d, _ in plain])
     up = torch.cat([s * d.scale * d.up.float() for d, s in plain], dim=1)
     return LowRank(down, up, 1.0)
@@ -126,4 +130,5 @@ def _svd(name: str, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         parts = scipy.linalg.svd(matrix.double().numpy(), full_matrices=False, lapack_driver="gesvd")
     except np.linalg.LinAlgError:
         raise InputError(f"{name}: the numbers of these LoRAs differ too much in size to be pressed to a rank.") from None
-    return tuple(torch.from_numpy(part).to(matrix.dtype) for part in parts)
+    u, s, v = (torch.from_numpy(part).to(matrix.dtype) for part in parts)
+    return u, s, v

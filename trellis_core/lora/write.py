@@ -21,7 +21,7 @@ from .combine import Parts
 from .deltas import Decomposed, Delta, Difference, Hadamard, Kronecker, LowRank, Replacement
 from .names import DTYPES, FORMATS
 
-_DTYPES = dict(zip(DTYPES, (torch.float16, torch.bfloat16, torch.float32), strict=True))
+_DTYPES: Mapping[str, torch.dtype] = dict(zip(DTYPES, (torch.float16, torch.bfloat16, torch.float32), strict=True))
 
 SUBMODELS = {
     ("structure", None): "structure_model",
@@ -112,14 +112,12 @@ def _tensors(name: str, delta: Delta, form: str) -> dict[str, Tensor]:
         return _tensors(name, delta.as_low_rank(), form)
     if isinstance(delta, Kronecker):
         return {f"{generic}.lokr_w1": delta.scale * delta.first.float(), f"{generic}.lokr_w2": delta.second}
-    if name.endswith(".bias"):
-        ends = {Difference: "diff_b"}
-        layer = name.removesuffix(".bias")
-    else:
-        ends = {Difference: "diff", Replacement: "set_weight"}
-    if type(delta) not in ends:
-        raise WeightsError(f"{name} is replaced as a whole, which this format cannot say.")
-    return {f"diffusion_model.{layer}.{ends[type(delta)]}": delta.value}
+    bias = name.endswith(".bias")
+    if isinstance(delta, Difference):
+        return {f"diffusion_model.{name.removesuffix('.bias')}.diff_b" if bias else f"{generic}.diff": delta.value}
+    if isinstance(delta, Replacement) and not bias:
+        return {f"{generic}.set_weight": delta.value}
+    raise WeightsError(f"{name} is replaced as a whole, which this format cannot say.")
 
 
 def _magnitude(layer: str, delta: Decomposed, form: str) -> dict[str, Tensor]:

@@ -54,7 +54,7 @@ def check_mesh(vertices: Array, faces: Array) -> tuple[Array, Array]:
         raise InputError(f"A mesh needs vertices [V, 3] and faces [F, 3], not {vertices.shape} and {faces.shape}.")
     if len(faces) and not (0 <= faces.min() and faces.max() < len(vertices)):
         raise InputError(f"The mesh has a face that points outside its {len(vertices)} vertices.")
-    finite = np.isfinite(vertices).all(1)
+    finite = np.all(np.isfinite(vertices), axis=1)
     if not finite.all():
         faces = faces[finite[faces].all(1)]
     exact = vertices.astype(np.float64)

@@ -74,7 +74,7 @@ def library() -> Callable[..., tuple[Array, Array]]:
     """The function that decimates; `ImportError` where the package is missing."""
     from fast_simplification import simplify
 
-    return simplify
+    return simplify  # pyright: ignore[reportReturnType]
 
 
 def _simplify(vertices: Array, faces: Array, goal: int, aggressiveness: float, ctx: RunContext) -> tuple[Array, Array]:

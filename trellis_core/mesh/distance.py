@@ -60,7 +60,7 @@ class TriangleIndex:
 
     @cached_property
     def _tree(self):  # noqa: ANN202  scipy is imported on first use
-        from scipy.spatial import cKDTree
+        from scipy.spatial import cKDTree  # pyright: ignore[reportAttributeAccessIssue]
 
         return cKDTree(self.centres.numpy())
 

@@ -27,9 +27,9 @@ def sample_attributes(voxels: PbrVoxels, points: Tensor, *, nearest_if_empty: bo
     Returns:
         float32 [P, 6], not clamped. Zeros for points that are not finite.
     """
-    shape = (voxels.resolution,) * 3
+    side = voxels.resolution
     place = lambda some: (points[some].float() + 0.5) * voxels.resolution  # noqa: E731
-    return _sample(voxels.attrs, voxels.coords, shape, place, len(points), "trilinear", nearest_if_empty, ctx)
+    return _sample(voxels.attrs, voxels.coords, side, place, len(points), "trilinear", nearest_if_empty, ctx)
 
 
 def grid_sample_3d(
@@ -168,7 +168,7 @@ def nearest_voxel(coords: Tensor, query: Tensor, ctx: RunContext = QUIET) -> Ten
     """Row int64 [P] of the voxel of `coords` [N, 3], N >= 1, whose centre is nearest to each finite point [P, 3]."""
     if not len(query):
         return torch.zeros(0, dtype=torch.int64, device=query.device)
-    from scipy.spatial import cKDTree
+    from scipy.spatial import cKDTree  # pyright: ignore[reportAttributeAccessIssue]
 
     tree = cKDTree(coords.cpu().numpy() + 0.5, compact_nodes=False, balanced_tree=False)
     found = []

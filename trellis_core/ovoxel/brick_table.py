@@ -37,8 +37,9 @@ class BrickTable:
     @classmethod
     def build(cls, coords: Tensor, shape: int | tuple[int, int, int]) -> BrickTable:
         """Index integer `coords` [N, 3], all inside `shape`; of equal coordinates the first row wins."""
-        shape = (shape,) * 3 if isinstance(shape, int) else tuple(shape)
-        table_shape = tuple(-(-size // _BRICK) + 2 for size in shape)
+        sides = (shape, shape, shape) if isinstance(shape, int) else shape
+        width, depth, height = (-(-size // _BRICK) + 2 for size in sides)
+        table_shape = width, depth, height
         rows = torch.arange(len(coords), dtype=torch.int32, device=coords.device)
         parts = [(*_split(coords.unbind(-1), table_shape), rows)]
         for axis, (stride, step) in enumerate(zip(_strides(table_shape), _strides((_SIDE,) * 3), strict=True)):
@@ -56,7 +57,7 @@ class BrickTable:
         cells = torch.full(((len(used) + 1) * _CELLS,), absent, dtype=torch.int32, device=coords.device)
         cells.scatter_reduce_(0, bricks[brick].long() * _CELLS + local, row, "amin")
         cells[cells == absent] = -1
-        return cls(bricks, cells, shape, table_shape)
+        return cls(bricks, cells, sides, table_shape)
 
     def to(self, device: torch.device) -> BrickTable:
         """A copy on another device."""
@@ -70,7 +71,7 @@ class BrickTable:
 
     def find_corners(self, base: Tensor) -> Tensor:
         """Rows int32 [P, 8] of the voxels base + (0 or 1 per axis), x fastest, for int32 `base` [3, P] in -2..size."""
-        brick, local = _split(base, self.table_shape)
+        brick, local = _split(base.unbind(), self.table_shape)
         cell = self.bricks.take(brick.long()).long() * _CELLS + local
         x, y, z = _strides((_SIDE,) * 3)
         steps = torch.tensor([(k & 1) * x + (k >> 1 & 1) * y + (k >> 2) * z for k in range(8)], device=base.device)
@@ -83,7 +84,7 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 def _split(axes: Sequence[Tensor], table_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Linear brick number and linear cell number inside the brick, both int32, of integer coordinates."""
-    brick, local = 0, 0
+    brick = local = torch.zeros((), dtype=torch.int32, device=axes[0].device)
     for axis, stride, step in zip(axes, _strides(table_shape), _strides((_SIDE,) * 3), strict=True):
         axis = axis.int()
         brick = brick + ((axis >> 3) + 1) * stride

@@ -251,7 +251,7 @@ class _BoxTest:
 
     def _height(self, t: Tensor, voxel: Tensor, axes: int) -> Tensor:
         """Dot product of the normal and the voxel's low corner over the first `axes` axes."""
-        return sum(self.normal[t, i] * (voxel[:, i] * self.size[t, i]) for i in range(axes))
+        return sum((self.normal[t, i] * (voxel[:, i] * self.size[t, i]) for i in range(axes)), start=torch.zeros(()))
 
 
 def _boundary_quadrics(

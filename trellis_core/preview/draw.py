@@ -85,7 +85,8 @@ def render(
         uint8 [size, size, 3], or [size, size, 4] without a background; a mesh without faces leaves it empty.
     """
     vertices, faces = np.asarray(vertices, np.float64), np.asarray(faces, np.int64)
-    faces = faces[np.isfinite(vertices).all(1)[faces].all(1)]
+    finite = np.all(np.isfinite(vertices), axis=1)
+    faces = faces[finite[faces].all(axis=1)]
     width = size * OVERSAMPLING
     canvas = np.zeros((width * width, 4), np.float32)
     if len(faces):
@@ -180,20 +181,24 @@ class _Paint:
 
     def tilt(self, face: np.ndarray, weights: np.ndarray) -> np.ndarray | None:
         """What the normal map says [N, 3], if there is one."""
-        return None if self.tilts is None else _bilinear(self.tilts, _blend(self.uvs[self.faces[face]], weights))
+        return (
+            None
+            if self.tilts is None or self.uvs is None
+            else _bilinear(self.tilts, _blend(self.uvs[self.faces[face]], weights))
+        )
 
     def at(self, face: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, ...]:
         """Linear base colour [N, 3], opacity, metalness, roughness and openness [N] at weights [N, 3] in faces [N]."""
         corners = self.faces[face]
         uv = None if self.uvs is None else _blend(self.uvs[corners], weights)
-        if self.color is not None:
+        if self.color is not None and uv is not None:
             color = _bilinear(self.color, uv)
         elif self.vertex_colors is not None:
             color = _blend(self.vertex_colors[corners], weights)
         else:
             color = np.full((len(face), 3), GREY, np.float32)
         opacity = color[:, 3] if color.shape[1] == 4 else np.ones(len(face), np.float32)
-        if self.material is not None:
+        if self.material is not None and uv is not None:
             openness, roughness, metallic = _bilinear(self.material, uv).T
         else:
             factors = 1.0, self.surface.roughness, self.surface.metallic
@@ -276,7 +281,7 @@ def _face_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 def _facing(scene: _Scene, face: np.ndarray, weights: np.ndarray, view: np.ndarray, tilt: np.ndarray | None) -> np.ndarray:
     """Shading normals float32 [N, 3] on the side of the surface that the viewer sees, tilted [N, 3] in tangent space."""
     normal = _unit(_blend(scene.corner_normals[face], weights))
-    if tilt is not None and scene.corner_tangents is not None:
+    if tilt is not None and scene.corner_tangents is not None and scene.handed is not None:
         tangent = _unit(_blend(scene.corner_tangents[face], weights))
         bitangent = _unit(np.cross(normal, tangent)) * scene.handed[face, None]
         normal = _unit(tilt[:, :1] * tangent + tilt[:, 1:2] * bitangent + tilt[:, 2:] * normal)

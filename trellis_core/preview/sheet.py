@@ -40,5 +40,5 @@ def contact_sheet(
 def _fitted(picture: np.ndarray | Image.Image, cell: int) -> Image.Image:
     image = (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).convert("RGBA")
     scale = cell / max(image.size)
-    size = tuple(max(round(side * scale), 1) for side in image.size)
-    return image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
+    width, height = (max(round(side * scale), 1) for side in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)

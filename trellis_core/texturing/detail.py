@@ -30,7 +30,7 @@ class DetailSurface:
     """
 
     def __init__(self, vertices: Array, faces: Array) -> None:
-        from scipy.spatial import cKDTree
+        from scipy.spatial import cKDTree  # pyright: ignore[reportAttributeAccessIssue]
 
         self.normals = torch.from_numpy(vertex_normals(vertices, faces))
         self.triangles = torch.from_numpy(vertices[faces])
@@ -67,7 +67,8 @@ class DetailSurface:
 
     def blend(self, values: Tensor, face: Tensor, weights: Tensor) -> Tensor:
         """Values float [V, C] of the vertices at the points that `nearest` found, [K, C]."""
-        return sum(weights[:, k, None] * values[self.faces[face, k]] for k in range(3))
+        a, b, c = (weights[:, k, None] * values[self.faces[face, k]] for k in range(3))
+        return a + b + c
 
 
 def _faces_around(faces: Array, count: int) -> Array:

@@ -92,7 +92,8 @@ def pack_charts(
     most = (room - 1) / box.max().clip(1e-12)  # no chart may be larger than the atlas
     scale = min(first_scale or room * np.sqrt(_FILL / max(area, 1e-30)), most)
     outlines = _Outlines(points, owner, rim, box)
-    fits, fails, best = 0.0, np.inf, None
+    fits: float = 0.0
+    fails, best = float("inf"), None
     tries = max(_TRIES, min(_CHEAP // count, 3 * _TRIES))
     for attempt in range(40):
         layout = _place(outlines, scale, size, padding, ctx.part(attempt / 40, (attempt + 1) / 40, "pack"))
@@ -110,7 +111,7 @@ def pack_charts(
     extent = np.maximum(np.ceil(box * fits), 1)[owner]
     placed = np.where(pose >= 2, outlines.sideways().points, points) * fits
     placed = np.where(pose % 2 == 1, np.where(pose >= 2, extent[:, ::-1], extent) - placed, placed)
-    return placed + best.corner[owner], fits
+    return placed + best.corner[owner], float(fits)
 
 
 def _margin(padding: int) -> int:

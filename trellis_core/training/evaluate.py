@@ -169,9 +169,9 @@ def mean_of(rows: Sequence[Measures]) -> Measures:
 
 
 def _work(job: tuple[str, str | None, int, int, GenerationSettings, bool]) -> list[Measures]:
-    weights, precision, *rest = job
+    weights, precision, first, count, settings, assets = job
     torch.set_num_threads(1)
-    return evaluate_batch(load_family(weights, precision=precision), *rest)
+    return evaluate_batch(load_family(weights, precision=precision), first, count, settings, assets)
 
 
 def evaluate(

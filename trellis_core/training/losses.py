@@ -102,9 +102,9 @@ def shape_reconstruction(
     return {
         "vertex": F.mse_loss(predicted, vertices),
         "flags": F.binary_cross_entropy_with_logits(raw[:, 3:6], flags.float()),
-        "subdivision": sum(
-            F.binary_cross_entropy_with_logits(logits, on.float()) for logits, on in zip(subdivisions, occupancies, strict=True)
-        ),
+        "subdivision": torch.stack(
+            [F.binary_cross_entropy_with_logits(a, on.float()) for a, on in zip(subdivisions, occupancies, strict=True)]
+        ).sum(),
     }
 
 

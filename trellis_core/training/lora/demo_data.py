@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy.ndimage import binary_fill_holes
-from scipy.spatial import cKDTree
+from scipy.spatial import cKDTree  # pyright: ignore[reportAttributeAccessIssue]
 from torch import Tensor
 
 from ...mesh.frames import z_up_to_y_up
