@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -132,20 +133,22 @@ def _send(server: Server, request: Callable[[Stranger], bytes]) -> None:
         stranger.status(request(stranger))
 
 
-GZIP = gzip.compress(bytes(1 << 30), 9) if __name__ == "__main__" else b""
+@lru_cache
+def _gigabyte() -> bytes:
+    return gzip.compress(bytes(1 << 30), 9)
 
 
 def packed(server: Server, _: list[Stranger]) -> None:
     """A gzip of a gigabyte."""
-    head = ("Content-Encoding: gzip", f"Content-Length: {len(GZIP)}")
-    _send(server, lambda stranger: stranger.head("POST", f"/run/{APP}", *head) + GZIP)
+    head = ("Content-Encoding: gzip", f"Content-Length: {len(_gigabyte())}")
+    _send(server, lambda stranger: stranger.head("POST", f"/run/{APP}", *head) + _gigabyte())
 
 
 def silent(server: Server, held: list[Stranger]) -> None:
     """Connections on which nothing comes."""
     with suppress(OSError):
         held.append(Stranger(server.url))
-    time.sleep(0.002)
+    time.sleep(0.005)
 
 
 def dripping(server: Server, held: list[Stranger]) -> None:
@@ -242,25 +245,39 @@ ATTACKS: dict[str, tuple[Attack, int]] = {
 """Name -> what is done, and by how many threads."""
 
 
+def attack_from_here(name: str, url: str, host: str) -> None:
+    """Attack until standard input ends; says when it begins."""
+    attack, threads = ATTACKS[name]
+    server = Server(Path(), trusted=(host,))
+    server.url = url
+    held: list[Stranger] = []
+    if attack is packed:
+        _gigabyte()
+
+    def go_on() -> None:
+        while True:
+            attack(server, held)
+
+    for _ in range(threads):
+        threading.Thread(target=go_on, daemon=True).start()
+    print("begun", flush=True)
+    sys.stdin.read()
+    os._exit(0)
+
+
 def attacked(name: str, folder: Path, seconds: float, code: Path) -> dict[str, float]:
     """Longest and median wait for a status (ms), how many got none, memory on top (MB), log (kB), while the attack runs."""
-    attack, threads = ATTACKS[name]
     with ExitStack() as stack:
         host, _ = stack.enter_context(tiresome_host())
         server = stack.enter_context(Server(folder, 0.02, trusted=(host[7:],), code=code))
         mine = server.submit()
         for _ in range(20):
             server.ask("GET", f"/queue/{APP}/requests/{mine}/status")
-        before, over = server.memory(), threading.Event()
-        held: list[Stranger] = []
-
-        def go_on() -> None:
-            while not over.is_set():
-                attack(server, held)
-
-        workers = [threading.Thread(target=go_on, daemon=True) for _ in range(threads)]
-        for worker in workers:
-            worker.start()
+        before = server.memory()
+        command = [sys.executable, "-m", "tests.service_trial", "--from-here", name, server.url, host[7:]]
+        attacker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        assert attacker.stdout and attacker.stdin
+        attacker.stdout.readline()
         waits, failed, end = [], 0, time.monotonic() + seconds
         while time.monotonic() < end:
             began = time.perf_counter()
@@ -268,13 +285,9 @@ def attacked(name: str, folder: Path, seconds: float, code: Path) -> dict[str, f
             waits.append(1000 * (time.perf_counter() - began))
             failed += status != 200
             time.sleep(0.02)
-        over.set()
         memory = server.memory() - before
-        for one in held:
-            one.socket.close()
-        server.process.kill()
-        for worker in workers:
-            worker.join(timeout=30)
+        attacker.kill()
+        attacker.wait()
     log = folder.parent / f"{folder.name}.log"
     waits.sort()
     return {
@@ -358,7 +371,10 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--code", type=Path, default=ROOT, metavar="FOLDER", help="of the server: another checkout")
     parser.add_argument("--attacks-only", action="store_true")
+    parser.add_argument("--from-here", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.from_here:
+        attack_from_here(*options.from_here)
     print(f"{'attack':12} {'longest':>10} {'median':>9} {'no answer':>10} {'memory':>9} {'log':>10}")
     missed = []
     with tempfile.TemporaryDirectory() as folder:

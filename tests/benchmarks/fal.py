@@ -1,6 +1,6 @@
 """The queue under load: many jobs at once, with work that takes no time.
 
-    python -m tests.benchmarks.fal [--jobs 200]
+    python -m tests.benchmarks.fal [--jobs 200] [--beside FOLDER]
 
 Prints whether all ended in their order, how the memory grew, and how long a question about a job took meanwhile.
 """
@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import gc
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -85,33 +86,48 @@ def serve(jobs: int, folder: str) -> None:
         print(json.dumps({"grown_mb": grown, "order": work.seen}), flush=True)
 
 
+def measured(jobs: int, code: Path) -> None:
+    """Run the load against the server of a checkout, and print what was found."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "tests.benchmarks.fal", "--jobs", str(jobs), "--serve", folder]
+        environment = os.environ | {"PYTHONPATH": str(code)}
+        server = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=code, env=environment
+        )  # fmt: skip
+        assert server.stdin and server.stdout
+        found = asyncio.run(load(server.stdout.readline().strip(), jobs))
+        server.stdin.write("\n")
+        server.stdin.flush()
+        seen = json.loads(server.stdout.readline())
+        server.wait()
+    waits, arrived = sorted(found["waits"]), seen["order"]
+    whole = sorted(range(jobs)) == sorted(arrived) and found["results"] == list(range(jobs))
+    kept = sum(a < b for a, b in zip(arrived, arrived[1:], strict=False)) / max(len(arrived) - 1, 1)
+    print(f"server    {code}")
+    print(f"jobs      {jobs}, all ended with their own result: {whole}")
+    print(f"order     {kept:.1%} of neighbours in the order of sending (connections race; the line itself serves in order)")
+    print(f"submit    {found['submitted_s']:.2f} s for all, {found['total_s']:.2f} s until the last one ended")
+    print(
+        f"status    median {statistics.median(waits):.1f} ms, 95 % {waits[int(0.95 * len(waits))]:.1f} ms, "
+        f"at most {waits[-1]:.1f} ms, {len(waits)} asked"
+    )
+    print(f"memory    grew {seen['grown_mb']:.1f} MB ({jobs * MODEL >> 20} MB of models were made)")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=200)
+    parser.add_argument("--beside", type=Path, metavar="FOLDER", help="another checkout, whose server is measured in turn")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--serve", metavar="FOLDER", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         serve(options.jobs, options.serve)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "tests.benchmarks.fal", "--jobs", str(options.jobs), "--serve", folder]
-        server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert server.stdin and server.stdout
-        found = asyncio.run(load(server.stdout.readline().strip(), options.jobs))
-        server.stdin.write("\n")
-        server.stdin.flush()
-        seen = json.loads(server.stdout.readline())
-        server.wait()
-    waits = found["waits"]
-    line = sorted(range(options.jobs)) == sorted(seen["order"]) and found["results"] == list(range(options.jobs))
-    arrived = seen["order"]
-    kept = sum(a < b for a, b in zip(arrived, arrived[1:], strict=False)) / max(len(arrived) - 1, 1)
-    print(f"jobs      {options.jobs}, all ended with their own result: {line}")
-    print(f"order     {kept:.1%} of neighbours in the order of sending (connections race; the line itself serves in order)")
-    print(f"submit    {found['submitted_s']:.2f} s for all, {found['total_s']:.2f} s until the last one ended")
-    late = sorted(waits)[int(0.95 * len(waits))]
-    print(f"status    median {statistics.median(waits):.1f} ms, 95 % {late:.1f} ms, {len(waits)} asked")
-    print(f"memory    grew {seen['grown_mb']:.1f} MB ({options.jobs * MODEL >> 20} MB of models were made)")
+    for _ in range(options.rounds):
+        for code in (Path(__file__).parents[2], options.beside):
+            if code is not None:
+                measured(options.jobs, code.resolve())
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import InputError
 from ...files import user_state
-from .config import GB, ServiceConfig
+from .config import GB, Limits, ServiceConfig
 from .http.gate import LOOPBACK
 
 if TYPE_CHECKING:
@@ -53,7 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--origin", action="append", default=[], metavar="URL",
         help="a web page, as https://host:port, that may use a service without a key; can be given again",
     )  # fmt: skip
-    parser.add_argument("--quota", type=float, default=20.0, metavar="GB", help="of all files together (default: 20)")
+    parser.add_argument(
+        "--quota",
+        type=float,
+        default=ServiceConfig.quota / GB,
+        metavar="GB",
+        help="of all files together (default: %(default)g)",
+    )
     parser.add_argument(
         "--key-quota", type=float, metavar="GB", help="of the files of one key (default: half of --quota if there are several)"
     )
@@ -62,22 +68,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what happens to a job whose model would not fit: it is refused before the work, or its key's oldest results are "
         "thrown away (default: refuse)",
     )  # fmt: skip
-    parser.add_argument("--keep", type=float, default=24.0, metavar="HOURS", help="how long files are kept (default: 24)")
-    parser.add_argument("--waiting", type=int, default=2000, metavar="N", help="jobs that may wait (default: 2000)")
+    parser.add_argument(
+        "--keep",
+        type=float,
+        default=ServiceConfig.keep / 3600,
+        metavar="HOURS",
+        help="how long files are kept (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--waiting", type=int, default=ServiceConfig.longest, metavar="N", help="jobs that may wait (default: %(default)s)"
+    )
     parser.add_argument(
         "--key-waiting", type=int, metavar="N",
         help="jobs of one key that may wait (default: three quarters of --waiting if there are several keys)",
     )  # fmt: skip
     parser.add_argument(
-        "--connections", type=int, default=512, metavar="N", help="connections that may be open at a time (default: 512)"
+        "--connections",
+        type=int,
+        default=Limits.connections,
+        metavar="N",
+        help="that may be open at a time (default: %(default)s)",
     )
     parser.add_argument(
-        "--address-connections", type=int, default=256, metavar="N",
-        help="of one address; behind a reverse proxy, which is one address, give as many as --connections (default: 256)",
+        "--address-connections", type=int, default=Limits.connections_per_address, metavar="N",
+        help="of one address; a reverse proxy is one address, so give as many as --connections (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--weights", default="mini", metavar="NAME|PATH", help="as for generate (default: mini)")
     parser.add_argument("--device", default="cpu", help="where networks compute: cpu, cuda, mps (default: cpu)")
-    parser.add_argument("--slots", type=int, default=1, help="models that are made at a time (default: 1)")
+    parser.add_argument(
+        "--slots", type=int, default=ServiceConfig.slots, help="models that are made at a time (default: %(default)s)"
+    )
     parser.add_argument("--matting", action="store_true", help="cut subjects out with the rembg package, else by plain colour")
 
 
