@@ -41,33 +41,41 @@ PICTURE = (
 PIXELS = "data:image/png;base64," + PICTURE
 WAIT_GOAL, MEMORY_GOAL = 100.0, 300.0
 
-SERVER = """
-import asyncio, sys, time
+NURSERY = """
+import asyncio, os, sys, time
 from pathlib import Path
 folder, seconds, trusted = Path(sys.argv[1]), float(sys.argv[2]), tuple(sys.argv[4:])
 keys = tuple(k for k in sys.argv[3].split(",") if k)
-import torch
 from trellis_core.fal.service.app import Service
 from trellis_core.fal.service import local, serve
+try:
+    from trellis_core.fal.service.config import ServiceConfig
+except ImportError:
+    from trellis_core.fal.service.app import ServiceConfig
 def make(inputs, ctx):
     for _ in range(int(seconds * 100)):
         ctx.check()
         time.sleep(0.01)
     return local.Made(b"glTF" + bytes(60), inputs.settings.seed or 0)
-try:
-    from trellis_core.fal.service.config import ServiceConfig
+def run():
     service = Service(ServiceConfig(folder, keys, trusted=trusted))
-    serve.run_service(service, local.LocalRunner(make, service.reader, service.store, service.pools), "127.0.0.1", 0)
-except ImportError:
-    from trellis_core.fal.service.app import ServiceConfig
-    service = Service(ServiceConfig(folder, keys, trusted=trusted))
-    asyncio.run(serve.serve(service, local.LocalRunner(make, service.reader, service.store), "127.0.0.1", 0))
+    if hasattr(serve, "run_service"):
+        serve.run_service(service, local.LocalRunner(make, service.reader, service.store, service.pools), "127.0.0.1", 0)
+    else:
+        asyncio.run(serve.serve(service, local.LocalRunner(make, service.reader, service.store), "127.0.0.1", 0))
+for _ in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        print(os.getpid(), time.monotonic(), flush=True)
+        run()
+        os._exit(0)
+    os.waitpid(child, 0)
 """
 
 
 @dataclass
 class Server:
-    """A service in a process of its own."""
+    """Services in processes of their own, one after the other, which a process that has imported everything brings forth."""
 
     folder: Path
     seconds: float = 0.0
@@ -75,29 +83,44 @@ class Server:
     trusted: tuple[str, ...] = ()
     code: Path = ROOT
     url: str = field(default="", init=False)
-    started: float = field(default=0.0, init=False)
+    process: int = field(default=0, init=False)
+    start_seconds: float = field(default=0.0, init=False)
 
     def __enter__(self) -> Server:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log = (self.folder.parent / f"{self.folder.name}.log").open("ab")
-        command = [sys.executable, "-c", SERVER, str(self.folder), str(self.seconds), self.keys, *self.trusted]
+        command = [sys.executable, "-c", NURSERY, str(self.folder), str(self.seconds), self.keys, *self.trusted]
         environment = os.environ | {"PYTHONPATH": str(self.code), "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment, cwd=self.code
-        )
-        assert self.process.stdout
-        self.url = self.process.stdout.readline().split()[1].rstrip(".")
+        self._nursery = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment, cwd=self.code
+        )  # fmt: skip
+        self.start()
         return self
 
+    def start(self) -> None:
+        """The next service; `start_seconds` is how long it took until it listened."""
+        assert self._nursery.stdin and self._nursery.stdout
+        self._nursery.stdin.write("\n")
+        self._nursery.stdin.flush()
+        number, began = self._nursery.stdout.readline().split()
+        self.process = int(number)
+        self.url = self._nursery.stdout.readline().split()[1].rstrip(".")
+        self.start_seconds = time.monotonic() - float(began)
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.process, signal.SIGKILL)
+
     def __exit__(self, *_: Any) -> None:
-        self.process.kill()
-        self.process.wait()
+        self.kill()
+        self._nursery.kill()
+        self._nursery.wait()
         self.log.close()
 
     def memory(self) -> float:
         """Largest MB that the process ever had."""
         with suppress(OSError):
-            for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            for line in Path(f"/proc/{self.process}/status").read_text().splitlines():
                 if line.startswith("VmHWM"):
                     return int(line.split()[1]) / 1024
         return 0.0
@@ -301,16 +324,18 @@ def killing(folder: Path, kills: int, seed: int = 0, code: Path = ROOT) -> dict[
 
     Returns:
         submitted, and of these: lost (404, or never ended), restarted (told so), made; half files; slowest start in s, from
-        the process' own beginning of work on its folder.
+        the process' beginning, modules loaded, until it listens.
     """
     chance = random.Random(seed)
     accepted: dict[str, int] = {}
     starts: list[float] = []
-    for _ in range(kills):
-        with Server(folder / "data", 0.03, code=code) as server:
+    ended: dict[str, int] = {}
+    half = 0
+    with Server(folder / "data", 0.03, code=code) as server:
+        for _ in range(kills):
             over = threading.Event()
 
-            def send(server: Server = server, over: threading.Event = over) -> None:
+            def send(over: threading.Event = over) -> None:
                 while not over.is_set():
                     if request_id := server.submit(seed=len(accepted)):
                         accepted[request_id] = len(accepted)
@@ -319,17 +344,16 @@ def killing(folder: Path, kills: int, seed: int = 0, code: Path = ROOT) -> dict[
             for sender in senders:
                 sender.start()
             time.sleep(chance.uniform(0.05, 0.6))
-            server.process.send_signal(signal.SIGKILL)
+            server.kill()
             over.set()
             for sender in senders:
                 sender.join()
-        starts.append(_opening(folder / "data"))
-    ended: dict[str, int] = {}
-    half = 0
-    with Server(folder / "data", 0.0, code=code) as server:
+            server.start()
+            starts.append(server.start_seconds)
         for request_id in accepted:
             end = time.monotonic() + 120
             one = f"/queue/{APP}/requests/{request_id}"
+            state = 0, None
             while time.monotonic() < end and (state := server.ask("GET", f"{one}/status"))[0] == 200:
                 if state[1]["status"] == "COMPLETED":
                     ended[request_id], body = server.ask("GET", one)
@@ -346,22 +370,6 @@ def killing(folder: Path, kills: int, seed: int = 0, code: Path = ROOT) -> dict[
         "submitted": len(accepted), "made": made, "restarted": restarted, "lost": len(accepted) - made - restarted,
         "half files": half, "slowest start": max(starts),
     }  # fmt: skip
-
-
-def _opening(folder: Path) -> float:
-    """Seconds that a service takes to open its folder."""
-    from trellis_core.fal.service.state.database import Database
-    from trellis_core.fal.service.state.folder import DataFolder
-    from trellis_core.fal.service.state.records import Records
-
-    began = time.perf_counter()
-    held = DataFolder(folder)
-    database = Database(held)
-    Records(held, database).load()
-    taken = time.perf_counter() - began
-    database.close()
-    held.close()
-    return taken
 
 
 def main() -> None:
