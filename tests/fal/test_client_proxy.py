@@ -16,9 +16,9 @@ from PIL import Image  # noqa: E402
 
 from tests.helpers.fal_faults import Faulty, faulty, served  # noqa: E402
 from trellis_core.errors import InputError  # noqa: E402
-from trellis_core.fal import client as module  # noqa: E402
 from trellis_core.fal.answers import RemoteError  # noqa: E402
 from trellis_core.fal.client import FalClient  # noqa: E402
+from trellis_core.fal.endpoints import ONCE  # noqa: E402
 from trellis_core.fal.open_requests import Notebook  # noqa: E402
 from trellis_core.fal.order import order  # noqa: E402
 from trellis_core.fal.remote import generate  # noqa: E402
@@ -26,13 +26,7 @@ from trellis_core.fal.wire import Pace, proxy_for  # noqa: E402
 from trellis_core.fetch import FetchError, fetch_bytes  # noqa: E402
 from trellis_core.settings import GenerationSettings  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "INLINE", 0)
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def _run(url: str, folder: Path) -> Any:
@@ -50,7 +44,7 @@ class _Proxy:
     async def __call__(self, request: web.Request) -> web.Response:
         self.seen.append((request.method, str(request.url), request.headers.get("Proxy-Authorization")))
         target = f"{self.server.url}{request.path_qs}"
-        headers = {k: v for k, v in request.headers.items() if k in ("Authorization", "Range", "Content-Type")}
+        headers = {k: v for k, v in request.headers.items() if k in ("Authorization", "Range", "Content-Type", ONCE)}
         async with aiohttp.ClientSession() as session:
             async with session.request(request.method, target, data=await request.read(), headers=headers) as reply:
                 return web.Response(status=reply.status, body=await reply.read(), content_type=reply.content_type)

@@ -133,7 +133,7 @@ class Faulty:
         if step == "file":
             return self._file(request)
         if step == "submit":
-            mark = request.headers[ONCE]
+            mark = request.headers.get(ONCE, str(uuid.uuid4()))
             if not (self.knows_marks and mark in self.marks):
                 self.marks[mark] = str(uuid.uuid4())
                 self.accepted.append(self.marks[mark])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,21 @@ import aiohttp
 
 from ..errors import InputError
 from . import answers, wire
-from .answers import Answer, Failed, Gone, NotConnected, Odd, RemoteError, Result, State, Status, Unanswered, Unsure
+from .answers import (
+    Answer,
+    Failed,
+    Gone,
+    NotConnected,
+    Odd,
+    Part,
+    RemoteError,
+    Result,
+    State,
+    Status,
+    Unanswered,
+    Unsure,
+    UploadPlace,
+)
 from .download import download
 from .endpoints import ONCE
 from .wire import Pace, Patience
@@ -73,49 +87,56 @@ class FalClient:
         """
         if is_inline(data, content_type):
             return data_uri(data, content_type)
+        parts = len(data) > WHOLE
+        way = "initiate-multipart" if parts else "initiate"
+        url = f"{self._bases['rest']}/storage/upload/{way}?storage_type=fal-cdn-v3"
+        announced = {"file_name": name, "content_type": content_type}
+        async with self._session() as session:
+            place = await self._sent(name, UploadPlace, lambda: self._ask(session, "POST", url, json=announced))
+        path, _, query = place.upload_url.partition("?")
+        async with wire.session(self._trusted) as session:  # signed addresses, without the key
+
+            async def put(kind: type[answers.T], url: str, data: bytes) -> answers.T:
+                more = {"headers": {"Content-Type": content_type}, "data": data}
+                within = self.pace.answer + len(data) / SLOWEST
+                return await self._sent(name, kind, lambda: self._ask_signed(session, "PUT", url, within, **more))
+
+            if not parts:
+                await put(Answer, place.upload_url, data)
+                return place.file_url
+            done = []
+            for number, start in enumerate(range(0, len(data), PART), 1):
+                sent = await put(Part, f"{path}/{number}?{query}", data[start : start + PART])
+                done.append({"partNumber": number, "etag": sent.etag})
+            more = {"headers": {}, "json": {"parts": done}}
+            url = f"{path}/complete?{query}"
+            await self._sent(name, Answer, lambda: self._ask_signed(session, "POST", url, self.pace.submit, **more))
+            return place.file_url
+
+    async def _ask_signed(self, session: aiohttp.ClientSession, method: str, url: str, within: float, **more: Any) -> Answer:
+        wire.allow(url, self._trusted)
+        return await wire.ask(session, method, url, within=within, **more)
+
+    async def _sent(self, name: str, kind: type[answers.T], ask: Callable[[], Awaitable[Answer]]) -> answers.T:
+        """What the API says to a piece of an upload; asked again for a while, since no job is at stake yet."""
         patience = Patience(self.pace, f"the upload of {name}", self.pace.upload)
         while True:
             try:
-                return await self._send_file(data, name, content_type)
+                answer = await ask()
+                if answers.is_refusal(answer) and not answers.retry_after(answer.headers):
+                    raise answers.in_words(answer, self._key)
+                if not answer.good:
+                    raise answers.odd(answer)
+                return answer if kind is Answer else answers.value_of(answer, kind)
             except NotConnected as problem:
                 raise RemoteError(f"{self.name} cannot be used: {problem}.") from None
             except Odd as problem:
                 try:
                     await patience.after(problem)
-                except RemoteError:
+                except (Gone, Unanswered):
                     raise RemoteError(
                         f"{name} could not be uploaded to {self.name}: {problem}. Nothing was submitted."
                     ) from None
-
-    async def _send_file(self, data: bytes, name: str, content_type: str) -> str:
-        parts = len(data) > WHOLE
-        way = "initiate-multipart" if parts else "initiate"
-        url = f"{self._bases['rest']}/storage/upload/{way}?storage_type=fal-cdn-v3"
-        async with self._session() as session:
-            announced = {"file_name": name, "content_type": content_type}
-            place = self._good(await self._ask(session, "POST", url, json=announced), answers.UploadPlace)
-            wire.allow(place.upload_url, self._trusted)
-        async with wire.session(self._trusted) as session:  # signed addresses, without the key
-            if not parts:
-                await self._put(session, place.upload_url, data, content_type)
-                return place.file_url
-            path, _, query = place.upload_url.partition("?")
-            done = []
-            for number, start in enumerate(range(0, len(data), PART), 1):
-                sent = await self._put(session, f"{path}/{number}?{query}", data[start : start + PART], content_type)
-                done.append({"partNumber": number, "etag": answers.value_of(sent, answers.Part).etag})
-            complete = {"parts": done}
-            ended = await wire.ask(
-                session, "POST", f"{path}/complete?{query}", within=self.pace.submit, headers={}, json=complete
-            )
-            self._check(ended)
-            return place.file_url
-
-    async def _put(self, session: aiohttp.ClientSession, url: str, data: bytes, content_type: str) -> Answer:
-        within = self.pace.answer + len(data) / SLOWEST
-        sent = await wire.ask(session, "PUT", url, within=within, headers={"Content-Type": content_type}, data=data)
-        self._check(sent)
-        return sent
 
     async def download(self, made: Result, target: Path, on_fraction: Callable[[float], None] = lambda done: None) -> bytes:
         """A finished model, whole; `target` keeps it. No key is sent along.
@@ -197,7 +218,7 @@ class FalClient:
                     answer = await self._ask(session, "GET", url)
                     if answers.is_end(answer, request_id, None):
                         return Status(status="COMPLETED")
-                    status = self._good(answer, Status, Unanswered)
+                    status = self._good(answer, Status)
                 except Odd as problem:
                     on_state(State("", None, None, f"no sensible answer ({answers.shown(problem)}); asking again"))
                     await patience.after(problem)
@@ -216,7 +237,7 @@ class FalClient:
                     answer = await self._ask(session, "GET", self._job(app, request_id))
                     if answers.is_end(answer, request_id, ended.error):
                         raise answers.in_words(answer, self._key, Failed)
-                    return self._good(answer, Result, Unanswered)
+                    return self._good(answer, Result)
                 except Odd as problem:
                     try:
                         await patience.after(problem)
@@ -261,20 +282,11 @@ class FalClient:
         headers = {**(more or {}), **({"Authorization": f"Key {self._key}"} if self._key else {})}
         return await wire.ask(session, method, url, within=within or self.pace.answer, headers=headers, **body)
 
-    def _good(self, answer: Answer, kind: type[answers.T], refused: type[RemoteError] = RemoteError) -> answers.T:
-        """What a good answer holds; a refusal of the key, which says nothing of a job, becomes `refused`."""
+    def _good(self, answer: Answer, kind: type[answers.T]) -> answers.T:
+        """What a good answer about a job holds. That the key is refused says nothing of the job."""
         if answer.status in (401, 402, 403) and answer.detail is not None:
-            raise answers.in_words(answer, self._key, refused)
-        if kind is answers.UploadPlace:
-            self._check(answer)
+            raise answers.in_words(answer, self._key, Unanswered)
         return answers.value_of(answer, kind)
-
-    def _check(self, answer: Answer) -> None:
-        """Raise what a file was refused with: `RemoteError` in the API's own words, else `Odd`."""
-        if answers.is_refusal(answer) and not answers.retry_after(answer.headers):
-            raise answers.in_words(answer, self._key)
-        if not answer.good:
-            raise answers.odd(answer)
 
 
 def is_inline(data: bytes, content_type: str) -> bool:
