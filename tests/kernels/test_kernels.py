@@ -18,7 +18,7 @@ from tests.sparse.test_sparse import random_coords, random_layer  # noqa: E402
 from tests.vae.test_vae import DECODER, TEXTURE, randomised, voxels  # noqa: E402
 from trellis_core import kernels  # noqa: E402
 from trellis_core.context import RunContext  # noqa: E402
-from trellis_core.flow import fused  # noqa: E402
+from trellis_core.flow import elementwise  # noqa: E402
 from trellis_core.flow.attention import Batch  # noqa: E402
 from trellis_core.flow.prepared import prepare_slat  # noqa: E402
 from trellis_core.flow.rope import rotary_phases  # noqa: E402
@@ -26,7 +26,7 @@ from trellis_core.flow.slat import SLatFlowModel, SLatFlowParams  # noqa: E402
 from trellis_core.kernels import tuning  # noqa: E402
 from trellis_core.kernels.conv import convolve  # noqa: E402
 from trellis_core.kernels.probe import probe  # noqa: E402
-from trellis_core.kernels.tiles import Config, Tiles  # noqa: E402
+from trellis_core.kernels.tiles import Tiles, Tiling  # noqa: E402
 from trellis_core.sparse import conv  # noqa: E402
 from trellis_core.sparse.conv import NeighborMap, submanifold_conv3d_reference  # noqa: E402
 from trellis_core.vae.sparse_unet import FlexiDualGridVaeDecoder, SparseUnetVaeDecoder  # noqa: E402
@@ -93,7 +93,7 @@ def test_convolution(dtype: torch.dtype, inputs: int, outputs: int) -> None:
     nmap = NeighborMap.build(coords.to(DEVICE))
     feats, weight, bias = (t.to(DEVICE) for t in random_layer(2, nmap.rows, inputs, outputs, dtype))
     expected = submanifold_conv3d_reference(feats, weight, bias, nmap)
-    config = Config(32, 32, 16, 4, 2)
+    config = Tiling(32, 32, 16, 4, 2)
     for rows in (slice(0, nmap.rows), slice(32, nmap.rows)):
         out = torch.full((rows.stop - rows.start, outputs), torch.nan, dtype=dtype, device=DEVICE)
         convolve(out, feats, conv._taps(weight, dtype), bias, nmap.tiles(rows, 32), rows.start, config)
@@ -106,7 +106,7 @@ def test_convolution_of_few_voxels_and_of_none(share: float) -> None:
     feats, weight, bias = (t.to(DEVICE) for t in random_layer(4, nmap.rows, 16, 16))
     out = torch.empty(nmap.rows, 16, device=DEVICE)
     rows = slice(0, nmap.rows)
-    convolve(out, feats, conv._taps(weight, feats.dtype), bias, nmap.tiles(rows, 64), 0, Config(64, 16, 16, 4, 2))
+    convolve(out, feats, conv._taps(weight, feats.dtype), bias, nmap.tiles(rows, 64), 0, Tiling(64, 16, 16, 4, 2))
     assert torch.allclose(out, submanifold_conv3d_reference(feats, weight, bias, nmap), atol=1e-4)
 
 
@@ -161,14 +161,16 @@ def test_norms_modulation_and_gates(kernels_on: None, dtype: torch.dtype, length
     learnt = torch.nn.LayerNorm(channels, eps=1e-6).to(DEVICE)
     torch.nn.init.normal_(learnt.weight), torch.nn.init.normal_(learnt.bias)
     for work in (
-        lambda: fused.normed(learnt, h),
-        lambda: fused.normed(plain, h),
-        lambda: fused.modulated(plain, h, scale, shift),
-        lambda: fused.gated(h, branch, gate),
+        lambda: elementwise.normed(learnt, h),
+        lambda: elementwise.normed(plain, h),
+        lambda: elementwise.modulated(plain, h, scale, shift),
+        lambda: elementwise.gated(h, branch, gate),
     ):
         assert near(*both_ways(work))
     for added in (branch, rows[0][0]):
-        for found, expected in zip(*both_ways(partial(fused.added_and_modulated, plain, h, added, scale, shift)), strict=True):
+        for found, expected in zip(
+            *both_ways(partial(elementwise.added_and_modulated, plain, h, added, scale, shift)), strict=True
+        ):
             assert near(found, expected)
 
 
@@ -180,10 +182,10 @@ def test_heads_are_scaled_and_turned(kernels_on: None, dtype: torch.dtype, turne
     gain = torch.randn(count, width).to(DEVICE) if scaled else None
     for places in (torch.randint(9, (length, 3)), torch.randint(9, (samples, length, 3))):
         phases = rotary_phases(places.to(DEVICE), width) if turned else None
-        assert near(*both_ways(lambda: fused.heads(q, gain, phases)))  # noqa: B023
+        assert near(*both_ways(lambda: elementwise.heads(q, gain, phases)))  # noqa: B023
     rows = q.flatten(0, 1)
     phases = rotary_phases(torch.randint(9, (samples * length, 3)).to(DEVICE), width) if turned else None
-    assert near(*both_ways(lambda: fused.heads(rows, gain, phases)))
+    assert near(*both_ways(lambda: elementwise.heads(rows, gain, phases)))
 
 
 @pytest.mark.parametrize("lengths", [(3, 3), (2, 4)], ids=["even", "ragged"])
@@ -226,7 +228,7 @@ def test_a_cut_fits_the_gpu(limit: int, inputs: int, outputs: int, itemsize: int
 
 
 def test_tuning_takes_the_fastest_that_compiles() -> None:
-    def measure(config: Config) -> float:
+    def measure(config: Tiling) -> float:
         if config.rows == 64:
             raise RuntimeError("will not compile")
         return config.columns + 1 / config.stages

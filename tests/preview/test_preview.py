@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from trellis_core.context import RunContext
 from trellis_core.errors import Cancelled
-from trellis_core.preview import Camera, Surface, contact_sheet, render
+from trellis_core.preview import Camera, Material, contact_sheet, render
 from trellis_core.preview.scanline import visible_layers
 
 FRONT = Camera(azimuth=0, elevation=0)
@@ -71,7 +71,7 @@ def test_textures_follow_the_perspective() -> None:
     texture = np.zeros((64, 64, 3), np.uint8)
     texture[:, :32], texture[:, 32:] = RED, BLUE
     camera = Camera(azimuth=60, elevation=0, fov=60)
-    picture = render(vertices, faces, uvs=UV, surface=Surface(texture), camera=camera, size=128)
+    picture = render(vertices, faces, uvs=UV, material=Material(texture), camera=camera, size=128)
     row = picture[64].astype(int)
     covered = np.flatnonzero(np.abs(row[:, 0] - row[:, 2]) > 40)
     boundary = np.flatnonzero(row[covered, 0] < row[covered, 2])[0]
@@ -84,7 +84,7 @@ def test_texture_v_runs_down() -> None:
     vertices, faces = plane()
     texture = np.zeros((8, 8, 3), np.uint8)
     texture[:4], texture[4:] = RED, BLUE
-    picture = render(vertices, faces, uvs=UV, surface=Surface(texture), camera=FRONT, size=SIZE)
+    picture = render(vertices, faces, uvs=UV, material=Material(texture), camera=FRONT, size=SIZE)
     assert is_red(picture[SIZE // 2 - 6, SIZE // 2]) and not is_red(picture[SIZE // 2 + 6, SIZE // 2])
 
 
@@ -113,7 +113,7 @@ def test_light_comes_from_above_and_a_shadow_lies_below() -> None:
 
 def test_metal_mirrors_the_studio_and_paint_does_not() -> None:
     chrome, paint = (
-        render(*sphere(), surface=Surface(metallic=m, roughness=r), size=64).astype(float).mean(-1)[20:44, 20:44]
+        render(*sphere(), material=Material(metallic=m, roughness=r), size=64).astype(float).mean(-1)[20:44, 20:44]
         for m, r in ((1.0, 0.05), (0.0, 0.9))
     )
     assert chrome.std() > 2 * paint.std()

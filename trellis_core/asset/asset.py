@@ -33,7 +33,7 @@ from ..threads import threads
 from ..values import Mesh, PbrVoxels
 from .report import EXTRAS, AssetReport, stretch
 from .size_limit import Fitted, fit
-from .textured_surface import Detail, Skin, Step, make_skin
+from .textured_surface import Detail, Step, TexturedSurface, texture_surface
 
 if TYPE_CHECKING:
     from ..settings import GenerationSettings
@@ -134,7 +134,7 @@ def make_asset(
     deep = Detail(*source, occlusion=settings.occlusion_map)
 
     @cache
-    def dress(vertices: int, size: int) -> tuple[Skin, ...]:
+    def dress(vertices: int, size: int) -> tuple[TexturedSurface, ...]:
         """The surface with at most so many vertices, and its coarser levels."""
         again = clock.ctx.part(0.45, 0.45)
         levels = [tidy(*decimate(*surface, vertices, again), again)] if vertices < len(surface[0]) else [surface]
@@ -144,53 +144,55 @@ def make_asset(
             if len(coarser[1]) > 0.8 * len(levels[-1][1]):
                 break
             levels.append(coarser)
-        skins = []
+        textured = []
         for number, level in enumerate(levels):
             texels = max(size >> number, min(size, _LEAST_TEXELS))
             for name in ("unwrap", "bake"):
                 check_room(name, len(level[1]), texels * texels, ctx)
             step = clock.within(0.45 + 0.45 * number / len(levels), 0.45 + 0.45 * (number + 1) / len(levels))
-            skins.append(make_skin(*level, voxels, settings, texels, step, deep))
-        return tuple(skins)
+            textured.append(texture_surface(*level, voxels, settings, texels, step, deep))
+        return tuple(textured)
 
     place = Placement.of(surface[0], settings.pivot, settings.size_meters, settings.up_axis)
     packing = Packing(settings.image_format, settings.image_quality, settings.compression, place)
     wanted, size = len(surface[0]), int(settings.texture_size)
     if settings.max_file_mb:
-        tried: list[tuple[Skin, ...]] = []
+        tried: list[tuple[TexturedSurface, ...]] = []
 
         def parts(vertices: int, texels: int) -> list[Any]:
             tried.append(dress(vertices, texels))
-            return [skin.part for skin in tried[-1]]
+            return [one.part for one in tried[-1]]
 
         with obeying(clock.ctx):
             fitted = fit(parts, wanted, size, packing, int(settings.max_file_mb * 1e6), extras, clock.ctx)
-        skins = tried[-1]
+        textured = tried[-1]
     else:
-        skins = dress(wanted, size)
+        textured = dress(wanted, size)
         with clock.step("write", 0.9, 1.0) as part, obeying(part):
-            fitted = Fitted(glb_bytes([skin.part for skin in skins], packing, extras), packing, "")
+            fitted = Fitted(glb_bytes([one.part for one in textured], packing, extras), packing, "")
     ctx.report(1.0)
-    return _asset(skins, fitted, clock.seconds, used)
+    return _asset(textured, fitted, clock.seconds, used)
 
 
-def _asset(skins: tuple[Skin, ...], fitted: Fitted, seconds: Mapping[str, float], used: Mapping[str, Any]) -> Asset:
-    skin, part = skins[0], skins[0].part
-    uvs: Any = part.uvs  # a skin has them
+def _asset(
+    textured: tuple[TexturedSurface, ...], fitted: Fitted, seconds: Mapping[str, float], used: Mapping[str, Any]
+) -> Asset:
+    finest, part = textured[0], textured[0].part
+    uvs: Any = part.uvs  # a textured surface has them
     stretched: dict[str, Any] = stretch(part.vertices, part.faces, uvs)
-    covered = len(skin.flat.texels.number)
+    covered = len(finest.flat.texels.number)
     report = AssetReport(
-        **skin.facts,
+        **finest.facts,
         **stretched,
-        charts=len(skin.flat.axis),
+        charts=len(finest.flat.axis),
         exported_vertices=len(part.vertices),
-        texture_size=skin.size,
-        atlas_use=(covered - skin.flat.overlap) / skin.size**2,
-        overlap=skin.flat.overlap / max(covered, 1),
-        texels_per_face=float(skin.baked.texels_of_face.median()),
+        texture_size=finest.size,
+        atlas_use=(covered - finest.flat.overlap) / finest.size**2,
+        overlap=finest.flat.overlap / max(covered, 1),
+        texels_per_face=float(finest.baked.texels_of_face.median()),
         alpha_mode=part.alpha_mode,
-        see_through=skin.baked.see_through,
-        level_faces=tuple(len(level.part.faces) for level in skins),
+        see_through=finest.baked.see_through,
+        level_faces=tuple(len(level.part.faces) for level in textured),
         file_bytes=len(fitted.data),
         note=fitted.note,
         seconds=seconds,

@@ -43,7 +43,7 @@ Step = Callable[[str, float, float], AbstractContextManager[RunContext]]
 
 
 @dataclass(frozen=True)
-class Skin:
+class TexturedSurface:
     """A textured surface, and what it was made of.
 
     Attributes:
@@ -62,7 +62,7 @@ class Skin:
 
 
 class Detail:
-    """The surface before decimation, prepared once, on first use, for all skins that are baked from it.
+    """The surface before decimation, prepared once, on first use, for all surfaces that are baked from it.
 
     Attributes:
         surface: answers where it is.
@@ -96,7 +96,7 @@ class Detail:
         self.surface = surface
 
 
-def make_skin(
+def texture_surface(
     vertices: Array,
     faces: Array,
     voxels: PbrVoxels,
@@ -104,7 +104,7 @@ def make_skin(
     size: int,
     step: Step,
     detail: Detail | None = None,
-) -> Skin:
+) -> TexturedSurface:
     """Unwrap a surface, bake the voxels, and the maps of the detail if there is one.
 
     Args:
@@ -157,7 +157,7 @@ def make_skin(
         alpha_mode=baked.alpha_mode,
         double_sided=not facts["watertight"] or baked.alpha_mode != "OPAQUE",
     )
-    return Skin(part, flat, baked, facts, size)
+    return TexturedSurface(part, flat, baked, facts, size)
 
 
 def _bake(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..layers import normal_parameter
 from .attention import Batch, attend
-from .fused import added_and_modulated, gated, heads, modulated, normed
+from .elementwise import added_and_modulated, gated, heads, modulated, normed
 
 Phases = tuple[Tensor, Tensor]
 

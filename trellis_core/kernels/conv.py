@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import Config, Tiles
+from .tiles import Tiles, Tiling
 
 
 @triton.jit
@@ -74,7 +74,7 @@ def _implicit_gemm(
     tl.store(target, accumulator.to(out.dtype.element_ty), mask=(rows >= 0)[:, None] & wanted[None, :])
 
 
-def convolve(out: Tensor, x: Tensor, taps: Tensor, bias: Tensor, tiles: Tiles, first: int, config: Config) -> None:
+def convolve(out: Tensor, x: Tensor, taps: Tensor, bias: Tensor, tiles: Tiles, first: int, config: Tiling) -> None:
     """Write rows of the convolution of x [N, Ci] with taps [27, Ci, Co] and bias [Co] into out [rows, Co].
 
     All of one dtype, float16, bfloat16 or float32; x, bias and out contiguous. `tiles` are the rows to write, made for

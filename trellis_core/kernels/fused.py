@@ -1,4 +1,4 @@
-"""The elementwise work of a flow transformer's layer in one pass each (docs/method/networks.md); torch twins: `flow.fused`.
+"""The elementwise work of a flow transformer's layer in one pass each (docs/method/networks.md). Twins: `flow.elementwise`.
 
 Every intermediate that the twin rounds to the tensors' dtype is rounded here too.
 """
@@ -73,12 +73,12 @@ def norm(
     modulation: tuple[Tensor, Tensor] | None = None,
     branch: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See `flow.fused.normed` and `flow.fused.added_and_modulated`; returns the tokens and their norm."""
+    """See `flow.elementwise.normed` and `flow.elementwise.added_and_modulated`; returns the tokens and their norm."""
     return _run(h, eps, branch, None, affine, modulation, normalise=True)
 
 
 def gated(h: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
-    """See `flow.fused.gated`."""
+    """See `flow.elementwise.gated`."""
     return _run(h, 0.0, branch, gate, None, None, normalise=False)[0]
 
 
@@ -148,7 +148,7 @@ def _norm_and_turn(
 
 
 def norm_and_turn(x: Tensor, gain: Tensor | None, phases: tuple[Tensor, Tensor] | None) -> Tensor:
-    """See `flow.fused.heads`: x [..., H, D] -> contiguous, the same shape."""
+    """See `flow.elementwise.heads`: x [..., H, D] -> contiguous, the same shape."""
     *_, heads, width = x.shape
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rows = x.numel() // width if width else 0

@@ -16,7 +16,7 @@ GPU's cache."""
 
 
 @dataclass(frozen=True)
-class Config:
+class Tiling:
     """How a kernel cuts its work: rows, output channels and input channels of a step; warps; stages of its pipeline."""
 
     rows: int

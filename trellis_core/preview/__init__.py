@@ -3,7 +3,7 @@
 Everything here is in the glTF frame: y up, the front of the object towards +z, texture v down.
 """
 
-from .draw import Camera, Surface, render
+from .draw import Camera, Material, render
 from .sheet import contact_sheet
 
-__all__ = ["Camera", "Surface", "contact_sheet", "render"]
+__all__ = ["Camera", "Material", "contact_sheet", "render"]

@@ -9,7 +9,7 @@ import torch
 
 from ..context import QUIET, RunContext
 from ..mesh.frames import z_up_to_y_up
-from .draw import Camera, Surface, render
+from .draw import Camera, Material, render
 
 if TYPE_CHECKING:
     from ..asset.asset import Asset
@@ -23,14 +23,14 @@ def draw_asset(asset: Asset, camera: Camera = _VIEW, size: int = 512, ctx: RunCo
     if asset.tangents is not None:
         tangents = torch.cat([z_up_to_y_up(asset.tangents[:, :3]), asset.tangents[:, 3:]], dim=1).numpy()
     normal_map = None if asset.normal_map is None else asset.normal_map.numpy()
-    surface = Surface(asset.base_color.numpy(), asset.metallic_roughness.numpy(), normal_map, occlusion=True)
+    material = Material(asset.base_color.numpy(), asset.metallic_roughness.numpy(), normal_map, occlusion=True)
     return render(
         z_up_to_y_up(asset.vertices).numpy(),
         asset.faces.numpy(),
         normals=z_up_to_y_up(asset.normals).numpy(),
         uvs=asset.uvs.numpy(),
         tangents=tangents,
-        surface=surface,
+        material=material,
         camera=camera,
         size=size,
         ctx=ctx,

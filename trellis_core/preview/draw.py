@@ -38,7 +38,7 @@ class Camera:
 
 
 @dataclass(frozen=True)
-class Surface:
+class Material:
     """What a mesh is made of. Textures win over the factors beside them.
 
     Attributes:
@@ -64,7 +64,7 @@ def render(
     normals: np.ndarray | None = None,
     uvs: np.ndarray | None = None,
     tangents: np.ndarray | None = None,
-    surface: Surface = Surface(),
+    material: Material = Material(),
     vertex_colors: np.ndarray | None = None,
     camera: Camera = Camera(),
     size: int = 512,
@@ -76,8 +76,8 @@ def render(
     Args:
         vertices: float [V, 3], any scale and place; faces: int [F, 3], both sides are drawn.
         normals: float [V, 3]; None shades smoothly but keeps edges sharper than `CREASE`.
-        uvs: float [V, 2] for the textures of `surface`, repeating outside 0..1.
-        tangents: float [V, 4] as in glTF, for the normal map of `surface`.
+        uvs: float [V, 2] for the textures of `material`, repeating outside 0..1.
+        tangents: float [V, 4] as in glTF, for the normal map of `material`.
         vertex_colors: float [V, 3 or 4] in 0..1, sRGB; used where there is no base colour texture.
         background: sRGB, or None for a transparent one.
 
@@ -91,7 +91,7 @@ def render(
     canvas = np.zeros((width * width, 4), np.float32)
     if len(faces):
         scene = _Scene(vertices, faces, normals, tangents, camera, width)
-        paint = _Paint(surface, faces, uvs, vertex_colors, scene.screen)
+        paint = _Paint(material, faces, uvs, vertex_colors, scene.screen)
         for number, layer in enumerate(visible_layers(scene.screen, scene.nearness, faces, width)):
             ctx.check()
             open_pixels = canvas[layer.pixel, 3] < 0.99
@@ -157,26 +157,26 @@ class _Paint:
 
     def __init__(
         self,
-        surface: Surface,
+        material: Material,
         faces: np.ndarray,
         uvs: np.ndarray | None,
         vertex_colors: np.ndarray | None,
         screen: np.ndarray,
     ) -> None:
-        self.surface, self.faces = surface, faces
+        self.material, self.faces = material, faces
         self.uvs = None if uvs is None else np.asarray(uvs, np.float64)
-        self.color = self.material = self.vertex_colors = self.tilts = None
-        if self.uvs is not None and surface.base_color is not None:
-            texture = _shrunk(surface.base_color, self.uvs[faces], screen[faces])
+        self.color = self.mixed = self.vertex_colors = self.tilts = None
+        if self.uvs is not None and material.base_color is not None:
+            texture = _shrunk(material.base_color, self.uvs[faces], screen[faces])
             self.color = np.concatenate([_LINEAR[texture[..., :3]], texture[..., 3:] / np.float32(255)], axis=-1)
         elif vertex_colors is not None:
             colors = np.asarray(vertex_colors, np.float32)
             self.vertex_colors = np.concatenate([decode_srgb(colors[:, :3]), colors[:, 3:]], axis=1)
-        if self.uvs is not None and surface.metallic_roughness is not None:
-            texture = _shrunk(surface.metallic_roughness, self.uvs[faces], screen[faces])
-            self.material = texture / np.float32(255)
-        if self.uvs is not None and surface.normal_map is not None:
-            texture = _shrunk(surface.normal_map, self.uvs[faces], screen[faces])
+        if self.uvs is not None and material.metallic_roughness is not None:
+            texture = _shrunk(material.metallic_roughness, self.uvs[faces], screen[faces])
+            self.mixed = texture / np.float32(255)
+        if self.uvs is not None and material.normal_map is not None:
+            texture = _shrunk(material.normal_map, self.uvs[faces], screen[faces])
             self.tilts = texture / np.float32(127.5) - np.float32(1)
 
     def tilt(self, face: np.ndarray, weights: np.ndarray) -> np.ndarray | None:
@@ -198,12 +198,12 @@ class _Paint:
         else:
             color = np.full((len(face), 3), GREY, np.float32)
         opacity = color[:, 3] if color.shape[1] == 4 else np.ones(len(face), np.float32)
-        if self.material is not None and uv is not None:
-            openness, roughness, metallic = _bilinear(self.material, uv).T
+        if self.mixed is not None and uv is not None:
+            openness, roughness, metallic = _bilinear(self.mixed, uv).T
         else:
-            factors = 1.0, self.surface.roughness, self.surface.metallic
+            factors = 1.0, self.material.roughness, self.material.metallic
             openness, roughness, metallic = (np.full(len(face), factor, np.float32) for factor in factors)
-        return color[:, :3], opacity, metallic, roughness, openness if self.surface.occlusion else np.ones_like(openness)
+        return color[:, :3], opacity, metallic, roughness, openness if self.material.occlusion else np.ones_like(openness)
 
 
 def _draw(canvas: np.ndarray, scene: _Scene, paint: _Paint, layer: Layer) -> None:

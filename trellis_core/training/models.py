@@ -28,7 +28,7 @@ from ..errors import InputError, TrellisError
 from ..family import Family
 from ..gltf.read_textured import read_textured_mesh
 from ..mesh.frames import z_up_to_y_up
-from ..preview import Camera, Surface, render
+from ..preview import Camera, Material, render
 from ..settings import GenerationSettings
 from .lora.data import corner_colours
 from .mini import metrics
@@ -91,7 +91,7 @@ def drawn(path: Path, azimuth: float, size: int = 384) -> tuple[Image.Image, np.
     camera = Camera(azimuth, ELEVATION, 25.0)
     shown = z_up_to_y_up(corners).numpy()
     pixels = render(
-        shown, faces, surface=Surface(roughness=rough), vertex_colors=colours, camera=camera, size=size, background=None
+        shown, faces, material=Material(roughness=rough), vertex_colors=colours, camera=camera, size=size, background=None
     )
     angle = np.deg2rad(-azimuth)
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])

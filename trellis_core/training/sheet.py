@@ -20,7 +20,7 @@ from ..errors import TrellisError
 from ..family import Family, load_family
 from ..image.reading import open_picture
 from ..mesh.frames import z_up_to_y_up
-from ..preview import Camera, Surface, contact_sheet, render
+from ..preview import Camera, Material, contact_sheet, render
 from ..settings import GenerationSettings
 from .mini.data.fetch import fetch_pictures
 from .outside import evaluated_pictures
@@ -37,8 +37,8 @@ Cell = Image.Image | np.ndarray
 def draw(asset: Asset, camera: Camera, size: int) -> np.ndarray:
     """uint8 [size, size, 3] picture of a finished asset."""
     vertices, normals = (z_up_to_y_up(v).numpy() for v in (asset.vertices, asset.normals))
-    surface = Surface(asset.base_color.numpy(), asset.metallic_roughness.numpy())
-    look = {"surface": surface, "camera": camera, "size": size, "background": BACKGROUND}
+    material = Material(asset.base_color.numpy(), asset.metallic_roughness.numpy())
+    look = {"material": material, "camera": camera, "size": size, "background": BACKGROUND}
     return render(vertices, asset.faces.numpy(), normals=normals, uvs=asset.uvs.numpy(), **look)
 
 

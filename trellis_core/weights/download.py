@@ -16,7 +16,7 @@ from ..errors import InputError, WeightsError
 
 
 @dataclass(frozen=True)
-class Part:
+class Source:
     """Files of one repository that the pipeline needs; `folder` is where they go below the weights folder."""
 
     repository: str
@@ -29,29 +29,29 @@ class Part:
 
 
 PARTS = (
-    Part("microsoft/TRELLIS.2-4B", ("pipeline.json", "ckpts/*_flow_*", "ckpts/*_dec_*"), "MIT"),
-    Part("microsoft/TRELLIS-image-large", ("ckpts/ss_dec_conv3d_16l8_fp16.*",), "MIT"),
-    Part("timm/vit_large_patch16_dinov3.lvd1689m", ("config.json", "model.safetensors"), "DINOv3 License"),
+    Source("microsoft/TRELLIS.2-4B", ("pipeline.json", "ckpts/*_flow_*", "ckpts/*_dec_*"), "MIT"),
+    Source("microsoft/TRELLIS-image-large", ("ckpts/ss_dec_conv3d_16l8_fp16.*",), "MIT"),
+    Source("timm/vit_large_patch16_dinov3.lvd1689m", ("config.json", "model.safetensors"), "DINOv3 License"),
 )
 
 
 def run(options: argparse.Namespace) -> None:
     """List what is to be downloaded, ask, and download it into `options.to`."""
     hub = _hub()
-    wanted = [(part, _files(hub, part)) for part in PARTS]
+    wanted = [(source, _files(hub, source)) for source in PARTS]
     total = 0
-    for part, files in wanted:
+    for source, files in wanted:
         size = sum(files.values())
         total += size
-        print(f"{part.repository} ({part.licence}): {len(files)} files, {size / 1e9:.2f} GB")
+        print(f"{source.repository} ({source.licence}): {len(files)} files, {size / 1e9:.2f} GB")
     print(f"Together {total / 1e9:.2f} GB, into {options.to.resolve()}. Files that are there already are kept.")
     _check_space(options.to, wanted)
     if not options.yes and not _agreed():
         print("Nothing was downloaded.")
         return
-    for part, files in wanted:
-        with _network_errors(part):
-            hub.snapshot_download(part.repository, allow_patterns=sorted(files), local_dir=options.to / part.folder)
+    for source, files in wanted:
+        with _network_errors(source):
+            hub.snapshot_download(source.repository, allow_patterns=sorted(files), local_dir=options.to / source.folder)
     print(f"Done. Use it with --weights {options.to / PARTS[0].folder}")
 
 
@@ -64,8 +64,8 @@ def _hub() -> Any:
 
 
 @contextmanager
-def _network_errors(part: Part) -> Iterator[None]:
-    """Say in words what keeps a part from being fetched."""
+def _network_errors(source: Source) -> Iterator[None]:
+    """Say in words what keeps a source from being fetched."""
     kinds: tuple[type[Exception], ...] = (OSError, ValueError)  # what the hub's own errors derive from
     if httpx := sys.modules.get("httpx"):  # the hub may speak through it, and lets its errors pass
         kinds += (httpx.HTTPError,)
@@ -73,14 +73,14 @@ def _network_errors(part: Part) -> Iterator[None]:
         yield
     except kinds as error:
         raise WeightsError(
-            f"{part.repository} cannot be fetched: {error}. What has arrived is kept: run the command again to go on. If "
+            f"{source.repository} cannot be fetched: {error}. What has arrived is kept: run the command again to go on. If "
             "the repository asks for a licence, accept it on its page and log in with `hf auth login`."
         ) from error
 
 
-def _check_space(folder: Path, wanted: Sequence[tuple[Part, Mapping[str, int]]]) -> None:
+def _check_space(folder: Path, wanted: Sequence[tuple[Source, Mapping[str, int]]]) -> None:
     """Raise `InputError` if what is still missing does not fit on the disk of `folder`."""
-    places = ((folder / part.folder / name, size) for part, files in wanted for name, size in files.items())
+    places = ((folder / source.folder / name, size) for source, files in wanted for name, size in files.items())
     needed = sum(size for path, size in places if not path.is_file())
     home = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.is_dir())
     free = shutil.disk_usage(home).free
@@ -88,11 +88,11 @@ def _check_space(folder: Path, wanted: Sequence[tuple[Part, Mapping[str, int]]])
         raise InputError(f"{needed / 1e9:.2f} GB are to come, {home} has room for {free / 1e9:.2f} GB: choose another --to.")
 
 
-def _files(hub: Any, part: Part) -> dict[str, int]:
-    """Names and bytes of a part's files."""
-    with _network_errors(part):
-        listed = hub.HfApi().model_info(part.repository, files_metadata=True).siblings
-    return {f.rfilename: f.size or 0 for f in listed if any(fnmatch(f.rfilename, p) for p in part.patterns)}
+def _files(hub: Any, source: Source) -> dict[str, int]:
+    """Names and bytes of a source's files."""
+    with _network_errors(source):
+        listed = hub.HfApi().model_info(source.repository, files_metadata=True).siblings
+    return {f.rfilename: f.size or 0 for f in listed if any(fnmatch(f.rfilename, p) for p in source.patterns)}
 
 
 def _agreed() -> bool:

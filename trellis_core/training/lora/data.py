@@ -35,7 +35,7 @@ from ...image.reading import open_picture
 from ...mesh.frames import z_up_to_y_up
 from ...ovoxel.textured_mesh import TexturedMesh, textured_mesh_to_attributes
 from ...ovoxel.voxelize import mesh_to_dual_grid
-from ...preview import Camera, Surface, render
+from ...preview import Camera, Material, render
 from ...roles import (
     IMAGE_ROLE,
     SHAPE_DECODER,
@@ -163,12 +163,12 @@ def draw(mesh: TexturedMesh, views: Views, seed: int, size: int = 256) -> list[I
     faces = np.arange(len(corners)).reshape(-1, 3)
     metallic = float(np.mean([m.metallic_factor for m in mesh.materials]))
     pictures = []
-    surface = Surface(metallic=metallic, roughness=rough)
+    material = Material(metallic=metallic, roughness=rough)
     for _ in range(views.count):
         camera = Camera(rng.uniform(-views.azimuth, views.azimuth), rng.uniform(5, 45), rng.uniform(30, 50))
         normals = z_up_to_y_up(mesh.normals.flatten(0, 1)).numpy()
         pixels = render(
-            corners, faces, normals=normals, surface=surface, vertex_colors=colours, camera=camera, size=size, background=None
+            corners, faces, normals=normals, material=material, vertex_colors=colours, camera=camera, size=size, background=None
         )
         pictures.append(preprocess(Image.fromarray(pixels)))
     return pictures

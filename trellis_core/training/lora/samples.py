@@ -13,7 +13,7 @@ from ...flow.sampler import sample
 from ...latent_preview import voxel_picture
 from ...mesh.frames import z_up_to_y_up
 from ...ovoxel.attributes import sample_attributes
-from ...preview import Surface, render
+from ...preview import Material, render
 from ...roles import STRUCTURE_DECODER
 from ...sampling import sampler_params
 from ...settings import GenerationSettings
@@ -81,9 +81,9 @@ def draw_model(mesh: Mesh, voxels: PbrVoxels | None, side: int = SIDE) -> Image.
     if voxels is None:
         return Image.fromarray(render(vertices, mesh.faces.numpy(), size=side))
     attrs = sample_attributes(voxels, mesh.vertices).clamp(0, 1)
-    surface = Surface(metallic=attrs[:, 3].mean().item(), roughness=attrs[:, 4].mean().item())
+    material = Material(metallic=attrs[:, 3].mean().item(), roughness=attrs[:, 4].mean().item())
     colours = attrs[:, :3].numpy()
-    return Image.fromarray(render(vertices, mesh.faces.numpy(), vertex_colors=colours, surface=surface, size=side))
+    return Image.fromarray(render(vertices, mesh.faces.numpy(), vertex_colors=colours, material=material, size=side))
 
 
 def _row(pictures: list[Image.Image]) -> Image.Image:
