@@ -117,8 +117,8 @@ class BakeTextures(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, rasterizer: Any = None) -> bool | str:
-        return fields.check_finishing(rasterizer=rasterizer)
+    def validate_inputs(cls, rasterizer: Any = None, unwrap: Any = None) -> bool | str:
+        return fields.check_finishing(rasterizer=rasterizer, unwrap=unwrap)
 
     @classmethod
     def execute(cls, mesh: Any, voxels: Any, detail: Any = None, settings: Any = None, **values: Any) -> io.NodeOutput:

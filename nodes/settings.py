@@ -118,8 +118,8 @@ class TextureSettings(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, rasterizer: Any = None) -> bool | str:
-        return fields.check_finishing(rasterizer=rasterizer)
+    def validate_inputs(cls, rasterizer: Any = None, unwrap: Any = None) -> bool | str:
+        return fields.check_finishing(rasterizer=rasterizer, unwrap=unwrap)
 
     @classmethod
     def execute(cls, settings: Any = None, **values: Any) -> io.NodeOutput:

@@ -49,6 +49,7 @@ def check_packages(settings: GenerationSettings, ctx: RunContext) -> None:
         from .gltf.images import check_format
         from .mesh.decimate import library
         from .texturing import gpu_raster
+        from .texturing.xatlas_unwrap import check_xatlas
 
         library()
     except ImportError as error:
@@ -64,3 +65,5 @@ def check_packages(settings: GenerationSettings, ctx: RunContext) -> None:
         )
     if settings.rasterizer == "nvdiffrast":
         gpu_raster.library(ctx.device)
+    if settings.unwrap == "xatlas":
+        check_xatlas()

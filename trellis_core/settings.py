@@ -42,6 +42,7 @@ Compression = Literal["none", "quantize", "meshopt"]
 Pivot = Literal["origin", "center", "ground"]
 UpAxis = Literal["y", "z"]
 Rasterizer = Literal["torch", "nvdiffrast"]
+Unwrapper = Literal["ours", "xatlas"]
 RemeshMethod = Literal["solid", "narrow_band"]
 
 STAGES = ("structure", "shape", "texture")
@@ -236,6 +237,11 @@ class GenerationSettings(BaseModel):
         default="torch",
         description="What fills triangles with texels: our own, or nvdiffrast where it is installed with a GPU.",
     )
+    unwrap: Unwrapper = Field(
+        default="ours",
+        description="Who cuts the UV charts: ours; or xatlas, where that package is installed, with charts that many know, in "
+        "minutes where ours takes seconds. The other settings of charts are for ours only.",
+    )
     remesh_method: RemeshMethod = Field(
         default="solid",
         description="solid keeps the decoded surface and makes one closed wall of it; narrow_band is the published method: a "
@@ -266,7 +272,7 @@ FINISH_FIELDS = (
     "size_meters", "up_axis", "lods", "max_file_mb",
 )  # fmt: skip
 """Fields about the finished file."""
-LOCAL_FIELDS = ("cascade", "max_num_tokens", "step_caching", "rasterizer", "remesh_method", *FINISH_FIELDS)
+LOCAL_FIELDS = ("cascade", "max_num_tokens", "step_caching", "rasterizer", "unwrap", "remesh_method", *FINISH_FIELDS)
 """Fields that no endpoint has: ours alone."""
 
 ROUTE_FIELDS = ("resolution", "cascade", "max_num_tokens", "step_caching")

@@ -94,6 +94,13 @@ def test_comments_within_a_ply_header(form: str) -> None:
     assert area(ply([[0, 1, 2, 3]], form, notes="comment made by hand\nobj_info x\n"), "ply") == pytest.approx(1.0)
 
 
+def test_polygons_of_several_sizes_with_colours_beside_them() -> None:
+    plain = ply([], "binary_little_endian").replace(b"face 0", b"face 2")
+    header = plain.replace(b"vertex_indices\n", b"vertex_indices\nproperty uchar red\nproperty float quality\n")
+    rows = [struct.pack(f"<B{len(f)}iBf", len(f), *f, 9, 0.5) for f in ([0, 1, 2, 3], [0, 1, 2])]
+    assert area(header + b"".join(rows), "ply") == pytest.approx(1.5)
+
+
 def stl() -> bytes:
     rows = np.zeros(len(FACES), [("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("colour", "<u2")])
     rows["corners"] = POINTS[FACES.astype(int)]

@@ -26,6 +26,7 @@ from ..texturing.raster import Interpolator, Texels
 from ..texturing.surface import Surface
 from ..texturing.tangents import to_tangent_space, vertex_tangents
 from ..texturing.unwrap import Unwrap, texel_corners, unwrap
+from ..texturing.xatlas_unwrap import unwrap_with_xatlas
 from ..values import PbrVoxels
 from .report import surface_facts
 
@@ -109,7 +110,7 @@ def texture_surface(
 
     Args:
         vertices: float32 [V, 3]. faces: int32 [F, 3], consistently wound.
-        settings: `uv_unwrap_*`, `alpha_mode`, `normal_map` and `occlusion_map` are used.
+        settings: `unwrap`, `uv_unwrap_*`, `alpha_mode`, `normal_map` and `occlusion_map` are used.
         size: texels along a side.
         detail: the surface before decimation.
 
@@ -124,7 +125,11 @@ def texture_surface(
             settings.uv_unwrap_smooth_strength,
         )
         surface = Surface.of(vertices, faces)
-        flat = unwrap(surface, size, options, max(PADDING, size // 1024), ctx)
+        padding = max(PADDING, size // 1024)
+        if settings.unwrap == "xatlas":
+            flat = unwrap_with_xatlas(surface, size, padding, ctx)
+        else:
+            flat = unwrap(surface, size, options, padding, ctx)
         normals = chart_normals(surface, flat.faces, flat.source)
     maps_wanted = settings.normal_map or settings.occlusion_map
     with step("bake", 0.4, 0.7 if detail is not None and maps_wanted else 0.9) as ctx:

@@ -150,34 +150,45 @@ def _binary_ply(lines: list[str], elements: list[_Element], body: bytes, order: 
             rows["count"], rows["corners"] = 3, faces
             pieces.append(rows.tobytes())
             place = next(i for i, line in enumerate(lines) if line.split()[:2] == ["element", element.name])
-            lines[place : place + 2] = [f"element {element.name} {len(faces)}", "property list uchar int vertex_indices"]
+            end = place + 1 + len(element.properties)
+            lines[place:end] = [f"element {element.name} {len(faces)}", "property list uchar int vertex_indices"]
     return "\n".join([*lines, "end_header\n"]).encode("latin-1") + b"".join(pieces)
 
 
+_FACE_LISTS = ("vertex_indices", "vertex_index")
+
+
 def _polygons(element: _Element, body: bytes, at: int, order: str) -> tuple[int, np.ndarray | None]:
-    """Where a list's bytes end, and its polygons as triangles int64 [F, 3] if they have several sizes and nothing else."""
-    if len(element.properties) != 1:
-        return len(body), None  # more than corners: trimesh reads it where all rows have one size
-    _, kind, counter = element.properties[0]
-    count, corner = struct.Struct(order + counter), struct.calcsize(kind)
-    starts, sizes = np.empty(min(element.count, len(body)), np.int64), np.empty(min(element.count, len(body)), np.int64)
+    """Where a list's bytes end, and its polygons as triangles int64 [F, 3] if they have several sizes.
+
+    What else stands in rows of several sizes, such as colours of faces, is left aside.
+    """
+    steps = [
+        (name in _FACE_LISTS, struct.Struct(order + (counter or kind)), struct.calcsize(kind) if counter else 0)
+        for name, kind, counter in element.properties
+    ]
+    kind = next((kind for name, kind, _ in element.properties if name in _FACE_LISTS), "i")
+    starts, sizes = np.zeros((2, min(element.count, len(body))), np.int64)
     for row in range(element.count):
-        if at + count.size > len(body):
-            raise InputError(f"The PLY is cut short: it holds {row:,} of its {element.count:,} rows of {element.name!r}.")
-        size = count.unpack_from(body, at)[0]
-        starts[row], sizes[row] = at + count.size, size
-        at += count.size + size * corner
-        if size < 0 or at > len(body):
-            raise InputError(f"The PLY is damaged or cut short at row {row:,} of {element.name!r}.")
+        for corners, first, width in steps:
+            if at + first.size > len(body):
+                raise InputError(f"The PLY is cut short: it holds {row:,} of its {element.count:,} rows of {element.name!r}.")
+            size = int(first.unpack_from(body, at)[0]) if width else 0
+            at += first.size
+            if corners:
+                starts[row], sizes[row] = at, size
+            at += size * width
+            if size < 0 or at > len(body):
+                raise InputError(f"The PLY is damaged or cut short at row {row:,} of {element.name!r}.")
     if len(np.unique(sizes)) < 2:
         return at, None
-    raw, found = np.frombuffer(body, np.uint8), []
+    raw, found = np.frombuffer(body, np.uint8), [np.zeros((0, 3), np.int64)]
     for size in np.unique(sizes[sizes > 2]):
-        bytes_of = starts[sizes == size][:, None] + np.arange(size * corner)
+        bytes_of = starts[sizes == size][:, None] + np.arange(size * struct.calcsize(kind))
         polygons = raw[bytes_of].view(order + np.dtype(kind).str[1:]).astype(np.int64)
         fan = np.stack([np.zeros(size - 2, int), np.arange(1, size - 1), np.arange(2, size)], 1)
         found.append(polygons[:, fan].reshape(-1, 3))
-    return at, np.concatenate(found) if found else np.zeros((0, 3), np.int64)
+    return at, np.concatenate(found)
 
 
 def _stl(data: bytes) -> bytes:

@@ -89,11 +89,16 @@ def _lay_out(surface: Surface, chart: Array, axis: Array, size: int, padding: in
     part = ctx.part(0.0, 0.8, "unwrap")
     texels = pack_charts(_turn(flat, owner, rim), owner, rim, size, padding, part)[0]
     uvs = (texels / size).astype(np.float32)
-    parts = list(rasterise(texel_corners(uvs, faces, size), size, ctx.part(0.8, 1.0, "unwrap")))
+    return Unwrap(faces, source, uvs, chart, axis, *covered_texels(uvs, faces, size, ctx.part(0.8, 1.0, "unwrap")))
+
+
+def covered_texels(uvs: Array, faces: Array, size: int, ctx: RunContext) -> tuple[Texels, int]:
+    """What faces cover in the atlas, and how many texels twice."""
+    parts = list(rasterise(texel_corners(uvs, faces, size), size, ctx))
     covered = Texels(torch.cat([part.number for part in parts]), torch.cat([part.face for part in parts]))
     once = torch.zeros(size * size, dtype=torch.bool)
     once[covered.number] = True
-    return Unwrap(faces, source, uvs, chart, axis, covered, len(covered.number) - int(once.sum()))
+    return covered, len(covered.number) - int(once.sum())
 
 
 def texel_corners(uvs: Array, faces: Array, size: int) -> Tensor:
