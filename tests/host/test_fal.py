@@ -144,6 +144,24 @@ def test_keys_can_be_set_and_not_read(host: Host) -> None:
         assert _post(f"{host.url}/trellis2/fal_keys", wrong)[0] == 400
 
 
+def test_pages_of_other_sites_neither_set_keys_nor_start_jobs(host: Host) -> None:
+    import urllib.error
+    import urllib.request
+
+    before = host.client.get("/trellis2/fal_keys")["keyed"]
+    for path, body in (("/trellis2/fal_keys", b'{"key": "k"}'), ("/fal/queue/fal-ai/trellis-2", b'{"image_url": ""}')):
+        for header, value in (
+            ("Origin", "null"), ("Origin", "file://"), ("Origin", "https://evil.example"), ("Sec-Fetch-Site", "same-site"),
+            ("Content-Type", "text/plain"), ("Content-Encoding", "gzip"),
+        ):  # fmt: skip
+            headers = {"Content-Type": "application/json"} | {header: value}
+            request = urllib.request.Request(host.url + path, body, headers, method="POST")
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(request, timeout=20)
+            assert refused.value.code in (400, 403, 415), (path, header, value)
+    assert host.client.get("/trellis2/fal_keys")["keyed"] == before
+
+
 def test_the_host_itself_serves_the_api_through_its_own_queue(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     fal_client = pytest.importorskip("fal_client")
     import fal_client.client as module

@@ -28,7 +28,10 @@ KEY_VARIABLE = "TRELLIS_SERVER_KEY"
 SHORTEST_KEY = 16
 LAST_WORDS = 1.0
 """Seconds that calls have to end by themselves when the service stops, before they are cut off."""
-BACKLOG = 512
+BACKLOG = 2048
+"""Connections that may wait to be taken."""
+AT_ONCE = 8
+"""Connections that are taken before anything else has its turn; asyncio would take a whole backlog."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -197,7 +200,8 @@ async def running(service: Service, runner: Runner, host: str, port: int) -> Asy
     server = web.ServerRunner(connections, shutdown_timeout=LAST_WORDS)
     await server.setup()
     for sock in sockets:
-        await web.SockSite(server, sock, backlog=BACKLOG).start()
+        await web.SockSite(server, sock, backlog=AT_ONCE).start()
+        sock.listen(BACKLOG)
     try:
         port = sockets[0].getsockname()[1]
         yield f"http://{f'[{host}]' if ':' in host else host}:{port}{service.config.prefix}"
