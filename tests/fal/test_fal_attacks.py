@@ -184,6 +184,14 @@ def test_nested_bodies_are_422(tmp_path: Path) -> None:
                 assert status == 422 and len(json.dumps(answer)) < 2000
 
 
+def test_bodies_hold_a_limited_number_of_values(tmp_path: Path) -> None:
+    with serving(tmp_path) as (url, _):
+        many = b'{"image_url": "", "a": [' + b"[]," * 300_000 + b"[]]}"
+        status, answer, _ = _call("POST", f"{url}/run/{APP}", many)
+        assert status == 422 and "values" in answer["detail"][0]["msg"]
+        assert _call("POST", f"{url}/rest/storage/upload/initiate", many)[0] == 400
+
+
 def test_half_sent_bodies_lie_on_the_disk(tmp_path: Path) -> None:
     with serving(tmp_path) as (url, service):
         strangers = [Stranger(url) for _ in range(12)]

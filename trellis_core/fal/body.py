@@ -6,7 +6,7 @@ name in its place, and are looked at again only by who decodes them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from .errors import LONGEST_ECHO, FalError, echo
 
 MAX_JSON = 1 << 20
 """Bytes of a body without its data URIs."""
+MAX_VALUES = 50_000
+"""Values in a JSON text, give or take: a megabyte of empty lists keeps Python's reader, and so everybody, busy for long."""
 _BEGIN = b'"data:'
 
 
@@ -42,7 +44,7 @@ class Body:
 
         if len(self.text) > most:
             raise too_long(most)
-        return parse_object(self.text, "The body", raising=refuse, max_bytes=most)
+        return read_object(self.text, refuse, most)
 
     def whole(self, value: str) -> str | memoryview:
         """The data URI that `value` names, else `value`."""
@@ -53,6 +55,13 @@ class Body:
         if isinstance(value, str) and value in self.data:
             value = bytes(self.data[value][: LONGEST_ECHO + 1]).decode("utf-8", "replace")
         return echo(value)
+
+
+def read_object(text: bytes, raising: Callable[[str], Exception], most: int) -> dict[str, Any]:
+    """The object in a body of at most `most` bytes and `MAX_VALUES` values; `raising` makes the error of its message."""
+    if text.count(b",") > MAX_VALUES:
+        raise raising(f"The body holds more than {MAX_VALUES} values.")
+    return parse_object(text, "The body", raising=raising, max_bytes=most)
 
 
 def split(body: bytes) -> Body:

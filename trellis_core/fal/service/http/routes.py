@@ -16,6 +16,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_exceptions import HttpProcessingError
 
 from ....outside import parse_object
+from ...body import read_object
 from ...endpoints import ONCE
 from ...errors import FalError, not_found
 from ..config import Limits
@@ -89,7 +90,7 @@ class Call:
             return FalError(400, why, "bad_request")
 
         def parse() -> dict[str, Any]:
-            return parse_object(body, "The body", raising=refuse, max_bytes=limit)
+            return read_object(body, refuse, limit)
 
         return await parsing.run(self.owner, parse)
 
