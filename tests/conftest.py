@@ -17,6 +17,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--without", action="append", default=[], metavar="PACKAGE",
         help="run as on a machine that lacks this optional package; can be given again",
     )  # fmt: skip
+    parser.addoption("--slow", action="store_true", help="also the tests marked slow: larger cases of what others try small")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        items[:] = [item for item in items if item not in slow]
+        config.hook.pytest_deselected(items=slow)
 
 
 def pytest_configure(config: pytest.Config) -> None:

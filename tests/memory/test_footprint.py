@@ -37,6 +37,7 @@ from trellis_core.vae.sparse_unet import FlexiDualGridVaeDecoder, FlexiDualGridV
 from trellis_core.vae.structure import SparseStructureDecoder, SparseStructureDecoderParams, active_voxels
 from trellis_core.weights.low_precision import LowLinear, lower, rounded
 
+SLOW = pytest.mark.slow
 GUIDED = SamplerParams(2, guidance_strength=3.0, guidance_rescale=0.5)
 ROPE = {"mlp_ratio": 5.3334, "pe_mode": "rope", "share_mod": True, "qk_rms_norm": True, "qk_rms_norm_cross": True}
 
@@ -82,10 +83,10 @@ def flow_peak(model: SLatFlowModel, counts: Sequence[int], context: int, frugal:
     ("width", "blocks", "counts", "context", "known"),
     [
         (64, 3, [600], 300, 16),
-        (128, 2, [4200], 257, 0),  # too many for both branches in one batch
+        pytest.param(128, 2, [4200], 257, 0, marks=SLOW),  # too many for both branches in one batch
         (192, 3, [500, 300, 421], 65, 0),
-        (512, 2, [900], 1029, 0),
-        (1024, 1, [700], 257, 16),
+        pytest.param(512, 2, [900], 1029, 0, marks=SLOW),
+        pytest.param(1024, 1, [700], 257, 16, marks=SLOW),
     ],
 )
 def test_flows(width: int, blocks: int, counts: list[int], context: int, known: int, frugal: bool) -> None:
@@ -162,7 +163,11 @@ def like(way: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 )
 @pytest.mark.parametrize(
     ("widths", "blocks", "grid"),
-    [((64, 32, 16), (2, 1, 0), 16), ((256, 128, 64, 32), (1, 2, 1, 0), 8), ((512, 64), (1, 0), 16)],
+    [
+        ((64, 32, 16), (2, 1, 0), 16),
+        pytest.param((256, 128, 64, 32), (1, 2, 1, 0), 8, marks=SLOW),
+        pytest.param((512, 64), (1, 0), 16, marks=SLOW),
+    ],
 )
 @torch.no_grad()
 def test_sparse_decoders(
@@ -194,7 +199,9 @@ def test_a_decoder_that_finds_its_own_voxels() -> None:
     assert planned >= 0.9 * meter.peak, "a random network leaves clouds rather than surfaces, with other neighbours"
 
 
-@pytest.mark.parametrize(("channels", "side", "samples"), [((32, 16), 4, 1), ((128, 64, 16), 8, 2), ((512, 128, 32), 4, 1)])
+@pytest.mark.parametrize(
+    ("channels", "side", "samples"), [((32, 16), 4, 1), ((128, 64, 16), 8, 2), pytest.param((512, 128, 32), 4, 1, marks=SLOW)]
+)
 @torch.no_grad()
 def test_structure_decoders(channels: tuple[int, ...], side: int, samples: int) -> None:
     params = SparseStructureDecoderParams(8, 1, channels)
@@ -205,7 +212,8 @@ def test_structure_decoders(channels: tuple[int, ...], side: int, samples: int) 
 
 
 @pytest.mark.parametrize(
-    ("width", "patch", "size", "pictures"), [(64, 8, 64, 1), (384, 16, 256, 1), (1024, 16, 512, 1), (128, 16, 96, 3)]
+    ("width", "patch", "size", "pictures"),
+    [(64, 8, 64, 1), pytest.param(384, 16, 256, 1, marks=SLOW), pytest.param(1024, 16, 512, 1, marks=SLOW), (128, 16, 96, 3)],
 )
 @torch.no_grad()
 def test_image_encoders(width: int, patch: int, size: int, pictures: int) -> None:
@@ -216,7 +224,7 @@ def test_image_encoders(width: int, patch: int, size: int, pictures: int) -> Non
     hold_true(activation_bytes(params, pictures * size**2, torch.float32, samples=pictures), meter.peak)
 
 
-@pytest.mark.parametrize(("resolution", "frugal"), [(512, True), (1024, False)])
+@pytest.mark.parametrize(("resolution", "frugal"), [(512, True), pytest.param(1024, False, marks=SLOW)])
 def test_every_stage_of_a_run_with_mini(resolution: int, frugal: bool) -> None:
     """From a picture on; what is known beforehand is the number of latent voxels."""
     family, peaks = load_family("mini"), {}
