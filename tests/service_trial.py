@@ -1,6 +1,6 @@
 """The service on trial: attacks beside a client that asks how its job stands, and kills at random moments.
 
-    python -m tests.service_trial                         # every attack, 100 kills
+    python -m tests.service_trial                         # every attack, 100 kills of the service, 100 of the client
     python -m tests.service_trial --attacks gzip silent   # some of them
     python -m tests.service_trial --code /path/to/another/checkout --attacks-only
 
@@ -397,8 +397,11 @@ def main() -> None:
                 missed.append(name)
         print(f"goals: {WAIT_GOAL:.0f} ms at most, {MEMORY_GOAL:.0f} MB, every question answered; missed: {missed or 'none'}")
         if not options.attacks_only:
+            from tests import trial_client
+
             told = killing(Path(folder) / "kills", options.kills, code=options.code)
             print(f"{options.kills} kills: " + ", ".join(f"{name} {value:.3g}" for name, value in told.items()))
+            trial_client.report(options.kills)
 
 
 if __name__ == "__main__":

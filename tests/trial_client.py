@@ -2,6 +2,8 @@
 
     python -m tests.trial_client --kills 100
 
+`python -m tests.service_trial` does it too, after its own.
+
 A server that counts what it accepts, answers late and breaks downloads off runs in a process of its own. Each job is begun in a
 process that is killed after a random time, several times, and then once more to its end.
 """
@@ -163,19 +165,24 @@ def _serve(pipe: Connection, seed: int, marks: bool) -> None:
         pipe.recv()
 
 
+def report(kills: int, seed: int = 0) -> bool:
+    """Try it with both kinds of servers and print what came of it; whether all is as it should be."""
+    well = True
+    for marks, name in ((False, "like fal.ai"), (True, "like our own service")):
+        with tempfile.TemporaryDirectory() as folder:
+            account = trial(kills // 2, seed, Path(folder), marks)
+        print(f"The client and a server {name}: {account.text()}", flush=True)
+        well &= not (account.lost or account.paid_twice or (marks and account.unsure))
+    return well
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    wrong = False
-    for marks, name in ((False, "like fal.ai"), (True, "like our own service")):
-        with tempfile.TemporaryDirectory() as folder:
-            account = trial(options.kills // 2, options.seed, Path(folder), marks)
-        print(f"A server {name}: {account.text()}")
-        wrong |= bool(account.lost or account.paid_twice or (marks and account.unsure))
-    raise SystemExit(wrong)
+    raise SystemExit(not report(options.kills, options.seed))
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ import pytest
 
 pytest.importorskip("aiohttp")
 
-from tests.helpers.fal_faults import PAGE, Fault, faulty, glb  # noqa: E402
+from tests.helpers.fal_faults import FOR_EVER, PAGE, Fault, faulty, glb  # noqa: E402
 from tests.helpers.fal_runs import HURRIED, run  # noqa: E402
-from trellis_core.fal.answers import Unanswered  # noqa: E402
+from trellis_core.fal import download as module  # noqa: E402
+from trellis_core.fal.answers import RemoteError, Unanswered  # noqa: E402
+from trellis_core.fal.wire import Pace  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -85,4 +87,22 @@ def test_a_kept_model_that_was_damaged_is_fetched_again(folder: Path) -> None:
         run(server, folder)
         (kept,) = (folder / "models").iterdir()
         kept.write_bytes(server.model[:100])
+        assert run(server, folder).glb == server.model and len(server.accepted) == 1
+
+
+def test_a_model_that_is_too_large_is_told_before_it_is_fetched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_MODEL", 50_000)
+    with faulty(model=glb(100_000)) as server:
+        with pytest.raises(RemoteError, match=f"fetch it yourself from {server.url}/files/"):
+            run(server, folder)
+        assert server.asked["file"] == 1
+        monkeypatch.undo()
+        assert run(server, folder).glb == server.model and len(server.accepted) == 1
+
+
+def test_a_model_that_trickles_ends_the_run_and_not_the_job(folder: Path) -> None:
+    with faulty(faults={"file": [Fault(trickle=True), FOR_EVER]}) as server:
+        with pytest.raises(Unanswered, match="too slowly"):
+            run(server, folder, pace=Pace(poll=0.001, silence=0.06))
+        server.faults.clear()
         assert run(server, folder).glb == server.model and len(server.accepted) == 1

@@ -15,6 +15,7 @@ pytest.importorskip("aiohttp")
 import aiohttp  # noqa: E402
 import torch  # noqa: E402
 
+from tests.helpers.fal_faults import faulty  # noqa: E402
 from tests.helpers.fal_service import GLB, KEY, Gate, serving  # noqa: E402
 from trellis_core.lora.read import read_lora  # noqa: E402
 from trellis_core.lora.source import BUNDLED  # noqa: E402
@@ -104,6 +105,30 @@ def test_loras_are_sent_with_their_strengths(host: Host, remote: tuple[str, Any]
 def _lora_names(host: Host) -> list[str]:
     (options, *_rest) = host.client.get("/object_info/TrellisCoreLoadLora")["TrellisCoreLoadLora"]["input"]["required"]["lora"]
     return options if isinstance(options, list) else _rest[0]["options"]
+
+
+def test_views_and_meshes_go_to_endpoints_of_their_own(host: Host) -> None:
+    with faulty() as server:
+        _set_key(host, server.url)
+        prompt = _prompt(server.url, 11, batch_is="views of one object")
+        prompt["2"] = {"class_type": "ImageBatch", "inputs": {"image1": ["1", 0], "image2": ["1", 0]}}
+        views = prompt["3"]["inputs"]
+        views["image"] = ["2", 0]
+        views.pop("mask", None)
+        texture = {**views, "image": ["1", 0], "batch_is": "several objects", "mesh": ["3", 0], "seed": 12}
+        prompt["5"] = {"class_type": prompt["3"]["class_type"], "inputs": texture}
+        prompt["4"]["inputs"]["glb"] = ["5", 0]
+        done = host.client.run(prompt)
+        assert done.how == "success", done.message()
+        assert "trellis-2/multi" in done.outputs["3"]["text"][0] and "trellis-2/retexture" in done.outputs["5"]["text"][0]
+        first, second = server.bodies
+        assert len(first["image_urls"]) == 2 and first["seed"] == 11
+        assert second["mesh_url"].startswith(server.url) and "image_url" in second and "ss_sampling_steps" not in second
+
+        views["endpoint"] = "trellis-2-lora"
+        failed = host.client.run(prompt)
+        assert failed.how == "error" and "takes one picture of an object" in failed.error["exception_message"], failed.message()
+        assert len(server.accepted) == 2
 
 
 def test_stop_cancels_the_remote_job(host: Host, tmp_path: Path) -> None:

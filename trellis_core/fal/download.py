@@ -15,7 +15,7 @@ import aiohttp
 from ..errors import InputError
 from ..fetch import decode_data_uri
 from ..outside import parse_object
-from .answers import Odd, ResultFile, Unanswered, retry_after
+from .answers import Odd, RemoteError, ResultFile, Unanswered, retry_after, shown
 from .wire import LEAST, LONGEST_PAUSE, Pace, allow, problem_of, proxy_for, session
 
 MAX_MODEL = 500 << 20
@@ -24,6 +24,10 @@ TRIES = 6
 """Attempts in a row that may bring nothing new."""
 _JSON, _BIN = 0x4E4F534A, 0x004E4942
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
+
+
+class _Slow(Odd):
+    """What came is too little to be called progress."""
 
 
 async def download(
@@ -41,18 +45,19 @@ async def download(
         trusted: hosts ("name:port") that may be in a private network.
 
     Raises:
-        Unanswered: it does not come, or does not come whole. InputError: it cannot be written.
+        Unanswered: it does not come, or does not come whole. RemoteError: it is too large. InputError: it cannot be written.
     """
     part = target.with_name(f"{target.name}.part")
     why, misses, pause, furthest = "", 0, pace.poll, _length(part)
     try:
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         while misses < TRIES:
-            wait = 0.0
+            wait, slow = 0.0, False
             try:
                 await _go_on(file, part, trusted, pace, on_fraction)
             except Odd as problem:
                 why, wait = str(problem), min(problem.wait, pace.patience)
+                slow = isinstance(problem, _Slow)
             else:
                 data = part.read_bytes()
                 why = why_not_whole(data, file.size)
@@ -61,7 +66,7 @@ async def download(
                     return data
                 if len(data) >= (file.size or 0):
                     part.unlink()  # as long as it should be, and wrong: nothing can be added to it
-            news = _length(part) > furthest
+            news = _length(part) > furthest and not slow
             furthest = max(furthest, _length(part))
             misses, pause = (0, pace.poll) if news else (misses + 1, min(2 * pause, LONGEST_PAUSE))
             await asyncio.sleep(max(pause, wait))
@@ -164,14 +169,15 @@ async def _pour(
     since, then = loop.time(), done
     async for chunk in reply.content.iter_chunked(1 << 18):
         done += len(chunk)
-        if done > MAX_MODEL:
-            raise Odd(f"it is larger than {MAX_MODEL >> 20} MB")
+        if max(done, total) > MAX_MODEL:
+            where = shown(reply.url)
+            raise RemoteError(f"The model is finished, but larger than {MAX_MODEL >> 20} MB: fetch it yourself from {where}")
         out.write(chunk)
         if total:
             on_fraction(min(done / total, 1.0))
         if loop.time() - since > pace.silence:
             if done - then < LEAST:
-                raise Odd("it comes too slowly")
+                raise _Slow("it comes too slowly")
             since, then = loop.time(), done
 
 

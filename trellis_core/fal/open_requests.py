@@ -185,7 +185,7 @@ class Notebook:
         long_ago, size = time.time() - KEPT_SCRAPS, 0
         for path in sorted(self._files("models"), key=_changed, reverse=True):
             whole = path.suffix == ".glb"
-            size += path.stat().st_size if whole and path.exists() else 0
+            size += _length(path) if whole else 0
             if size > KEPT_MODELS if whole else _changed(path) < long_ago:
                 with suppress(OSError):
                     path.unlink()
@@ -195,8 +195,9 @@ class Notebook:
                     path.unlink()
 
     def _files(self, name: str) -> list[Path]:
-        folder = self._folder / name
-        return list(folder.iterdir()) if folder.is_dir() else []
+        with suppress(OSError):  # nothing is there yet, or nothing can be tidied
+            return list((self._folder / name).iterdir())
+        return []
 
     # The database
 
@@ -266,6 +267,12 @@ def _in_words(folder: Path) -> Iterator[None]:
             f"Keys and open requests are kept in {folder}, which cannot be used ({error}). Make room there, or let this "
             "program write there; without it a job could be paid twice, so none is submitted."
         ) from error
+
+
+def _length(path: Path) -> int:
+    with suppress(OSError):
+        return path.stat().st_size
+    return 0
 
 
 def _changed(path: Path) -> float:
