@@ -14,7 +14,7 @@ from trellis_core.context import RunContext
 from trellis_core.errors import WeightsError
 from trellis_core.weights import network_file as weights
 from trellis_core.weights.header import read_header
-from trellis_core.weights.network_file import IMAGE_ENCODER, image_encoder_file, load_network, network_file
+from trellis_core.weights.network_file import IMAGE_ENCODER, image_encoder_file, network_file
 from trellis_core.weights.repackaged import find_networks
 
 ROLE = "shape_slat_flow_model_512"
@@ -37,13 +37,13 @@ def edit(stem: Path, **changes: torch.Tensor | None) -> None:
 
 def refusal(stem: Path) -> str:
     with pytest.raises(WeightsError) as caught:
-        load_network(stem)
+        network_file(stem).load()
     return str(caught.value)
 
 
 def test_values_are_copied_into_the_compute_dtype(stem: Path) -> None:
     stored = load_file(stem.with_suffix(".safetensors"))
-    model = load_network(stem, RunContext(dtype=torch.bfloat16))
+    model = network_file(stem).load(RunContext(dtype=torch.bfloat16))
     state = model.state_dict()
     assert set(state) == set(stored) and not model.training
     assert state[KEY].dtype == torch.bfloat16 and torch.equal(state[KEY], stored[KEY].bfloat16())
@@ -56,12 +56,12 @@ def test_cpu_computes_in_float32_unless_asked(stem: Path) -> None:
     config = json.loads(stem.with_suffix(".json").read_text())
     config["args"]["dtype"] = "bfloat16"
     stem.with_suffix(".json").write_text(json.dumps(config))
-    assert load_network(stem).state_dict()[KEY].dtype == torch.float32
+    assert network_file(stem).load().state_dict()[KEY].dtype == torch.float32
 
 
 def test_recomputable_buffers_are_ignored(stem: Path) -> None:
     edit(stem, **{"rope_phases": torch.zeros(8, 6, dtype=torch.complex64), "pos_emb": torch.zeros(4)})
-    load_network(stem)
+    network_file(stem).load()
 
 
 def test_missing_and_unexpected_tensors_are_named(stem: Path) -> None:

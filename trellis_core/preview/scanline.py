@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..mesh.ragged import ragged
+
 FACES_AT_ONCE = 200_000
 
 
@@ -90,8 +92,7 @@ def _fragments(corners: np.ndarray, near: np.ndarray, width: int) -> tuple[np.nd
 def _ranges(start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Every integer of every range [start, stop), with the index of its range in front."""
     count = np.maximum(stop - start, 0)
-    owner = np.repeat(np.arange(len(count)), count)
-    offset = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
+    owner, offset = ragged(count)
     return owner, start[owner] + offset
 
 

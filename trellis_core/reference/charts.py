@@ -12,6 +12,7 @@ import numpy as np
 
 from ..context import QUIET, RunContext
 from ..errors import TrellisError
+from ..mesh.ragged import ragged
 from ..mesh.topology import Array, Edges, edges, face_normals, graph_components, manifold_pairs
 
 AREA_WEIGHT = np.float32(0.1)
@@ -159,8 +160,7 @@ def _candidates(surface: _Surface, chart: Array) -> tuple[Array, Array, Array]:
     by_edge = np.argsort(flat, kind="stable")
     start = np.cumsum(found.counts) - found.counts
     amount = found.counts[flat]
-    corner = np.repeat(np.arange(len(flat)), amount)
-    within = np.arange(len(corner)) - np.repeat(np.cumsum(amount) - amount, amount)
+    corner, within = ragged(amount)
     other = by_edge[start[flat[corner]] + within] // 3
     face = corner // 3
     keep = other != face

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..context import QUIET, RunContext
+from ..mesh.ragged import ragged
 from ..mesh.topology import Array, edges, face_normals
 
 LAMBDA_LENGTH = 1e-2
@@ -143,8 +144,7 @@ def _surviving_faces(faces: Array, pairs: Array, vertex_count: int) -> tuple[Arr
     degree = np.bincount(flat, minlength=vertex_count)
     start = np.cumsum(degree) - degree
     amount = degree[pairs].reshape(-1)
-    row = np.repeat(np.arange(amount.size), amount)
-    within = np.arange(len(row)) - np.repeat(np.cumsum(amount) - amount, amount)
+    row, within = ragged(amount)
     corner = by_vertex[start[pairs.reshape(-1)[row]] + within]
     edge, end = row // 2, row % 2
     keep = (faces[corner // 3] != pairs[edge, 1 - end][:, None]).all(axis=1)

@@ -15,7 +15,6 @@ from .back_projection import BackProjector
 from .fill import GapFiller
 from .raster import Interpolator, Texels
 
-ALPHA_MODES = ("OPAQUE", "MASK", "BLEND")
 _SEEN_THROUGH, _CLEAR = 0.7, 0.1
 """Alpha below which a texel is clearly see-through (decoders paint solid things with .8 and more), and as good as nothing."""
 _COLOR, _MATERIAL = [0, 1, 2, 5], [4, 3]
@@ -67,7 +66,7 @@ def bake(
         texels: what they cover in the atlas.
         voxels: the attributes, at least one voxel.
         size: texels along a side.
-        alpha_mode: one of `ALPHA_MODES`; None decides from the data.
+        alpha_mode: OPAQUE, MASK or BLEND; None decides from the data.
         ctx: told the progress.
         back: finds the surface that this one was decimated from: colours are looked up there.
     """

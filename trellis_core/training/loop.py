@@ -104,12 +104,6 @@ def load_averaged(name: str, modules: dict[str, nn.Module], folder: Path) -> flo
     return state["spent"]
 
 
-def is_finished(name: str, folder: Path, seconds: float) -> bool:
-    """Whether the stage has spent its budget."""
-    path = folder / f"{name}.pt"
-    return path.exists() and torch.load(path, weights_only=True, mmap=True)["spent"] >= seconds
-
-
 @torch.no_grad()
 def _evaluate(modules: dict[str, nn.Module], evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
     for module in modules.values():

@@ -247,11 +247,6 @@ def encoder_of_shapes(file: Path) -> NetworkFile:
         raise WeightsError(f"{file} lacks a tensor that says how large the picture encoder is: {error}.") from error
 
 
-def load_network(stem: Path, ctx: RunContext = QUIET) -> nn.Module:
-    """Read the network of `stem.json` and `stem.safetensors`; see `NetworkFile.load`."""
-    return network_file(stem).load(ctx)
-
-
 def _opened(file: Path):
     try:
         return safe_open(file, framework="pt")

@@ -7,7 +7,7 @@ import torch
 
 from tests.reference.golden_harness import Case, assert_close, kind
 from trellis_core.training.losses import FlowLoss, TimeSchedule, flow_matching_loss
-from trellis_core.weights.network_file import load_network
+from trellis_core.weights.network_file import network_file
 
 ATOL = 2e-5
 
@@ -34,7 +34,7 @@ def _check(case: Case, model: torch.nn.Module, loss: FlowLoss) -> None:
 @kind(r"train_loss_(ss|slat).*")
 def run_train_loss(case: Case) -> None:
     meta, inputs = case.json("meta"), case.inputs
-    model = load_network(case.path / "model").requires_grad_(True)
+    model = network_file(case.path / "model").load().requires_grad_(True)
     torch.manual_seed(meta["torch_seed"])
     np.random.seed(meta["numpy_seed"])
     velocity, rows = model, None
