@@ -1,4 +1,5 @@
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import torch
 
 from tests.reference.golden_harness import DEFAULT, find_cases
 
+# PEFT's tests import what imports torchvision, and a build for CUDA may be what is at hand.
+runpy.run_path(str(Path(__file__).parent / "host" / "site" / "sitecustomize.py"))
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # must be there before anything imports Triton
 

@@ -26,6 +26,6 @@ def test_tests_collect_and_pass_with_less_and_in_a_folder_named_like_a_module(tm
     options = [part for package in OPTIONAL for part in ("--without", package)]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "test_settings or test_sampler", *options]
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "CI", "PYTEST_ADDOPTS")}
-    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert "error" not in done.stdout.splitlines()[-1]

@@ -110,6 +110,15 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Any], note
             raise OSError(errno.EIO, str(error)) from error
 
 
+def write_picture(path: str | os.PathLike[str], picture: Any) -> None:
+    """The same for a picture of Pillow's, in the format of the name's suffix."""
+    from PIL import Image
+
+    Image.init()
+    with replacing(path) as draft:
+        picture.save(draft, Image.EXTENSION[Path(path).suffix.lower()])
+
+
 def write_state(path: str | os.PathLike[str], state: Any) -> None:
     """The same for what `torch.load` reads. It is packed in memory: the library reports a full disk in many ways."""
     import io

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ...context import RunContext
 from ...errors import InputError
 from ...family import Family, load_family
-from ...files import write_state, write_whole
+from ...files import locked, make_folder, write_picture, write_state, write_whole
 from ...lora.deltas import Delta, LowRank
 from ...lora.write import save
 from ...roles import flow_roles
@@ -99,13 +99,23 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(f"--views must be 1 or more, not {views}.")
     if options.resolution not in family.resolutions:
         raise InputError(f"The weights {family.name} have no networks for {options.resolution}.")
-    options.out.mkdir(parents=True, exist_ok=True)
-    print(f"Recipe   {steps} steps at a rate of {rate:g}, rank {recipe.rank}, {views} pictures of each model", file=sys.stderr)
+    try:
+        with locked(make_folder(options.out) / ".lock", wait=False):
+            _run(options, family, recipe, Views(views, azimuth))
+    except BlockingIOError:
+        raise InputError(f"Another training runs in {options.out}: wait for it, or choose another --out.") from None
+
+
+def _run(options: argparse.Namespace, family: Family, recipe: Recipe, views: Views) -> None:
+    print(
+        f"Recipe   {recipe.steps} steps at a rate of {recipe.learning_rate:g}, rank {recipe.rank}, {views.count} pictures of each model",
+        file=sys.stderr,
+    )
     bar = tqdm(total=1.0, bar_format="preparing {percentage:3.0f}% |{bar}| {elapsed} {postfix}", disable=None, leave=False)
     with bar:
         ctx = RunContext(torch.device(options.device), on_progress=lambda done, name: _move(bar, done, name))
         data = prepare(
-            options.data, family, options.resolution, Views(views, azimuth), options.seed,
+            options.data, family, options.resolution, views, options.seed,
             options.out / "prepared.safetensors", ctx,
         )  # fmt: skip
     print(f"Data     {len(data)} objects, {len(data.coords)} latent voxels", file=sys.stderr)
@@ -155,16 +165,16 @@ def train(family: Family, stage: str, data: Prepared, resolution: int, recipe: R
             done = step + 1
             if done % recipe.sample_every == 0 or done == recipe.steps:
                 picture = draw_sample(family, stage, model, data, resolution, ctx)
-                picture.save(folder / "samples" / f"step_{done:05}.png")
+                write_picture(folder / "samples" / f"step_{done:05}.png", picture)
             if done % SAVE_EVERY == 0 or done == recipe.steps:
                 state.keep(trained, optimizer, losses)
-                draw_curve(losses).save(folder / "loss.png")
+                write_picture(folder / "loss.png", draw_curve(losses))
         progress.close()
         after = draw_sample(family, stage, model, data, resolution, ctx)
         deltas = _deltas(model)
         with _without_adapter(model):
             before = draw_sample(family, stage, model, data, resolution, ctx)
-    above_each_other(before, after).save(folder / BEFORE_AFTER)
+    write_picture(folder / BEFORE_AFTER, above_each_other(before, after))
     write_whole(folder / "change.json", (json.dumps({"change": round(change_between(before, after), 5)}) + "\n").encode())
     write_whole(folder / "losses.json", (json.dumps([round(value, 5) for value in losses]) + "\n").encode())
     notes = {"family": family.name, "steps": str(recipe.steps), "trained_with": f"trellis_core, rank {recipe.rank}"}
