@@ -96,7 +96,7 @@ class ImageConditioner(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..trellis_core import stages
 
-        run = host.Run(cls)
+        run = host.Run(cls, "condition")
         condition = stages.condition(family, **cut(image, mask, background, mask_shows), ctx=run.ctx)
         run.show(pictures.to_pil(condition.pictures[0]))
         return io.NodeOutput(condition, pictures.to_image(condition.pictures))

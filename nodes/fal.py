@@ -159,7 +159,7 @@ async def have_made(
         for index, group in enumerate(groups)
     ]
     run, costs = host.Run(node), price(app, settings, base_url)
-    host_fal.say(node, costs)
+    host.tell(node, costs)
     made = []
     for one, part in zip(wanted, run.ctx.split(len(wanted)), strict=True):
         follow = _Follower(part, node, costs)
@@ -181,13 +181,13 @@ class _Follower:
 
     def request(self, request_id: str) -> None:
         self._id = request_id
-        host_fal.say(self._node, "\n".join(filter(None, [f"request {request_id}", self._price])))
+        host.tell(self._node, "\n".join(filter(None, [f"request {request_id}", self._price])))
 
     def state(self, state: Any) -> None:
         if state.fraction is not None:
             self._ctx.report(0.05 + 0.9 * state.fraction)
         where = f"{state.position} before it in the line" if state.position is not None else state.line or "running"
-        host_fal.say(self._node, "\n".join(filter(None, [f"request {self._id}", where, self._price])))
+        host.tell(self._node, "\n".join(filter(None, [f"request {self._id}", where, self._price])))
 
 
 def _cut_out(image: Any, mask: Any, background: str, mask_shows: str) -> list[Any]:

@@ -83,34 +83,36 @@ class ImageTo3D(io.ComfyNode):
     ) -> io.NodeOutput:
         family = family_or_mini(family)
         chosen = family.advised(fields.settings(values, settings, named(preset or RECOMMENDED, family.resolutions)))
-        assets = make(cls, family, image, seed, mask, background, mask_shows, loras, chosen)
-        return io.NodeOutput(*handed_out(assets, seed), assets)
+        made = make(cls, family, image, seed, mask, background, mask_shows, loras, chosen)
+        return io.NodeOutput(*handed_out(made, seed), [asset for asset, _ in made])
 
 
 def make(
     node: type, family: Any, image: Any, seed: int, mask: Any, background: str, mask_shows: str, loras: Any, settings: Any
-) -> list[Any]:
-    """The models of these pictures, with progress and pictures on the node."""
+) -> list[tuple[Any, Any]]:
+    """The models of these pictures and a picture of each, with progress and pictures on the node."""
     from ..trellis_core import stages
 
     family = changed(family, loras, family.route(settings.resolution, settings.cascade))
     run = host.Run(node)
-    return stages.generate_all(
+    assets = stages.generate_all(
         family,
         settings=settings,
         seed=seed,
         **condition.cut(image, mask, background, mask_shows),
         on_condition=lambda seen: run.show(pictures.to_pil(seen.pictures[0])),
+        on_voxels=run.show_voxels,
         watch=run.watch(family),
         ctx=run.ctx,
     )
+    return [(asset, run.show_asset(asset)) for asset in assets]
 
 
-def handed_out(assets: list[Any], seed: int) -> tuple[Any, ...]:
+def handed_out(made: list[tuple[Any, Any]], seed: int) -> tuple[Any, ...]:
     """What `model_outputs` names."""
-    colors = [color_of(asset)[..., :3] for asset in assets]
-    text = "\n\n".join(asset.report.to_text() for asset in assets)
-    return [glb_file(asset.to_glb_bytes()) for asset in assets], colors, seed, text
+    colors = [color_of(asset)[..., :3] for asset, _ in made]
+    text = "\n\n".join(asset.report.to_text() for asset, _ in made)
+    return [glb_file(asset.to_glb_bytes(), picture) for asset, picture in made], colors, seed, text
 
 
 NODES = [ImageTo3D]

@@ -51,7 +51,10 @@ class Decode(io.ComfyNode):
 
         if texture is not None and len(texture.feats) != len(shape.feats):
             raise InputError("This texture was painted on another shape: connect the one that Sample Texture was given.")
-        pairs = stages.decode(family, shape, texture, ctx=host.Run(cls).ctx)
+        run = host.Run(cls, "decode")
+        pairs = stages.decode(family, shape, texture, ctx=run.ctx)
+        if texture is not None:
+            run.show_voxels(pairs[0][1])
         return io.NodeOutput([meshes.to_host(mesh) for mesh, _ in pairs], [voxels for _, voxels in pairs])
 
 
@@ -160,9 +163,10 @@ def bake(node: type, mesh: Any, voxels: Any, detail: Any, settings: Any) -> io.N
     if voxels is None:
         raise InputError("There are no colours to bake: connect a texture to the Decode node.")
     raw = None if detail is None else meshes.from_host(detail)
-    asset = make_asset(meshes.from_host(mesh), voxels, settings, host.Run(node).ctx, refined=True, detail=raw)
+    run = host.Run(node)
+    asset = make_asset(meshes.from_host(mesh), voxels, settings, run.ctx, refined=True, detail=raw)
     *apart, material, normal = maps_of(asset)
-    return io.NodeOutput(glb_file(asset.to_glb_bytes()), *apart, asset, material, normal)
+    return io.NodeOutput(glb_file(asset.to_glb_bytes(), run.show_asset(asset)), *apart, asset, material, normal)
 
 
 def color_of(asset: Any) -> torch.Tensor:

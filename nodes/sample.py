@@ -121,7 +121,7 @@ def sample_structure(
     coarse = cascade and 512 in family.resolutions
     settings = settings.model_copy(update={"resolution": 512 if coarse else 1024, "cascade": cascade})
     family = changed(family, loras, family.route(settings.resolution, cascade))
-    run = host.Run(node)
+    run = host.Run(node, "structure")
     structure = stages.sample_structure(family, condition, settings, seed, watch=run.watch(family), ctx=run.ctx)
     return io.NodeOutput(structure, Types.VOXEL(_dense(structure)))
 
@@ -177,7 +177,7 @@ def sample_shape(node: type, family: Any, condition: Any, structure: Any, loras:
     from ..trellis_core import stages
 
     family = changed(family, loras, family.route(settings.resolution, settings.cascade))
-    run = host.Run(node)
+    run = host.Run(node, "shape")
     return io.NodeOutput(stages.sample_shape(family, condition, structure, settings, watch=run.watch(family), ctx=run.ctx))
 
 
@@ -222,7 +222,7 @@ def sample_texture(node: type, family: Any, condition: Any, shape: Any, loras: A
     from ..trellis_core import stages
 
     family = changed(family, loras, stages.texture_route(family, shape))
-    run = host.Run(node)
+    run = host.Run(node, "texture")
     return io.NodeOutput(stages.sample_texture(family, condition, shape, settings, watch=run.watch(family), ctx=run.ctx))
 
 

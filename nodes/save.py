@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from typing import Any
 
 from comfy_api.latest import io
@@ -28,6 +29,20 @@ def glb_bytes(model: Any) -> bytes:
     if model.format.lower() != "glb":
         raise InputError(f"The file is a .{model.format}, not a GLB: connect a GLB, or load it as a mesh first.")
     return model.get_bytes()
+
+
+def picture_of(model: Any) -> Any:
+    """A picture of a 3D file or a mesh: the one that its maker drew, else of its bare surface."""
+    if getattr(model, "picture", None) is not None:
+        return model.picture
+    from PIL import Image
+
+    from ..trellis_core.gltf.read import read_mesh
+    from ..trellis_core.mesh.frames import z_up_to_y_up
+    from ..trellis_core.preview.draw import render
+
+    mesh = meshes.from_host(model) if hasattr(model, "vertices") else read_mesh(model.get_bytes(), model.format)
+    return Image.fromarray(render(z_up_to_y_up(mesh.vertices).numpy(), mesh.faces.numpy(), size=host.PICTURE_SIDE))
 
 
 def keep_models(glbs: Sequence[bytes]) -> list[str]:
@@ -80,8 +95,12 @@ class SaveGLB(io.ComfyNode):
 
         path, entry = host.output_file(filename_prefix, ".glb")
         data = with_extras(glb_bytes(glb), host.workflow_extras(cls))
+        picture, buffer = picture_of(glb), BytesIO()
+        picture.save(buffer, "PNG")
         write_whole(path, data)
-        return io.NodeOutput(glb_file(data), host.below(entry), ui={"3d": [entry]})
+        write_whole(path.with_suffix(".png"), buffer.getvalue())
+        beside = {**entry, "filename": f"{path.stem}.png"}
+        return io.NodeOutput(glb_file(data, picture), host.below(entry), ui={"3d": [entry], "images": [beside]})
 
 
 class View3D(io.ComfyNode):

@@ -75,13 +75,16 @@ class _MemoryFile:
         return path
 
 
-def glb_file(data: bytes) -> Any:
-    """A GLB in memory as the host's 3D file."""
+def glb_file(data: bytes, picture: Any = None) -> Any:
+    """A GLB in memory as the host's 3D file. A picture of it stays on the object, for those who save it."""
     if hasattr(Types, "File3D"):
         from io import BytesIO
 
-        return Types.File3D(BytesIO(data), "glb")
-    return _MemoryFile(data, "glb")
+        file = Types.File3D(BytesIO(data), "glb")
+    else:
+        file = _MemoryFile(data, "glb")
+    file.picture = picture
+    return file
 
 
 def model_outputs() -> list[Any]:

@@ -122,8 +122,9 @@ class ImageTo3D(io.ComfyNode):
         **values: Any,
     ) -> io.NodeOutput:
         family, chosen = generate.family_or_mini(family), _chosen(values, settings)
-        assets = generate.make(cls, family, image, seed, mask, background, mask_shows, loras, chosen)
-        glbs, colors, seed, text = generate.handed_out(assets, seed)
+        made = generate.make(cls, family, image, seed, mask, background, mask_shows, loras, chosen)
+        glbs, colors, seed, text = generate.handed_out(made, seed)
+        assets = [asset for asset, _ in made]
         return io.NodeOutput(glbs, colors, keep_models([a.to_glb_bytes() for a in assets]), seed, text, assets)
 
 

@@ -32,7 +32,7 @@ BELOW = {
     "preview": {"mesh", "asset", "gltf"},
     "reference": {"mesh", "ovoxel"},
     "asset": {"texturing", "gltf", "mesh", "ovoxel", "memory", "reference"},
-    "nodes.host": {"fal", "family", "latent_preview", "lora", "memory", "weights", "file_names"},
+    "nodes.host": {"fal", "family", "file_names", "latent_preview", "lora", "memory", "preview", "weights"},
 }
 """What else a room may import; rooms that are not named here are on top of these."""
 TOP = {"training", "cli", "__main__", "nodes", "nodes.host"}

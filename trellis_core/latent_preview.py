@@ -12,6 +12,7 @@ from .family import Family
 from .roles import SHAPE_DECODER, STRUCTURE_DECODER
 from .sampling import Estimate
 from .vae.structure import active_voxels
+from .values import PbrVoxels
 
 SIDE = 256
 EVERY = 2
@@ -45,8 +46,17 @@ def glimpse(family: Family, estimate: Estimate, ctx: RunContext) -> Image.Image 
     return voxel_picture(coords[:, 1:].cpu(), grid) if len(coords) else None
 
 
-def voxel_picture(coords: Tensor, grid: int, side: int = SIDE) -> Image.Image:
-    """Voxels int [N, 3] of grid^3, z up, as clay on paper: seen from the front right and a little above."""
+def painted_picture(voxels: PbrVoxels) -> Image.Image:
+    """Decoded voxels in their colours, before there is a surface to bake them on."""
+    return voxel_picture(voxels.coords, voxels.resolution, colors=voxels.attrs[:, :3].clamp(0, 1))
+
+
+def voxel_picture(coords: Tensor, grid: int, side: int = SIDE, colors: Tensor | None = None) -> Image.Image:
+    """Voxels int [N, 3] of grid^3, z up, on paper: seen from the front right and a little above.
+
+    Args:
+        colors: float [N, 3] in 0..1, sRGB; without them it is clay.
+    """
     turn, tilt = np.radians((35.0, 25.0))
     # Rows right, up, towards the viewer; the front of an object looks along -y.
     right = np.array((np.cos(turn), np.sin(turn), 0))
@@ -61,12 +71,19 @@ def voxel_picture(coords: Tensor, grid: int, side: int = SIDE) -> Image.Image:
     dx, dy = (d.ravel() for d in np.meshgrid(steps, steps))
     columns, rows = (np.clip(a[:, None] + d, 0, side - 1).astype(np.int64) for a, d in ((x, dx), (y, dy)))
     depth = np.full(side * side, -np.inf, np.float32)
-    np.maximum.at(depth, (rows * side + columns).ravel(), np.repeat(seen[:, 2], len(dx)).astype(np.float32))
-    return _shaded(depth.reshape(side, side), pixel)
+    pixels = rows * side + columns
+    np.maximum.at(depth, pixels.ravel(), np.repeat(seen[:, 2], len(dx)).astype(np.float32))
+    paint = np.broadcast_to(CLAY, (side * side, 3))
+    if colors is not None:
+        near = np.argsort(seen[:, 2], kind="stable")  # whoever is nearer paints over those behind it
+        paint = np.zeros((side * side, 3), np.float32)
+        for voxels in np.array_split(near, max(1, len(near) >> 14)):
+            paint[pixels[voxels]] = 255 * colors.numpy()[voxels, None]
+    return _shaded(depth.reshape(side, side), pixel, paint.reshape(side, side, 3))
 
 
-def _shaded(depth: np.ndarray, pixel: float) -> Image.Image:
-    """Clay with normals from the slope of the depth map, -inf where there is paper."""
+def _shaded(depth: np.ndarray, pixel: float, paint: np.ndarray) -> Image.Image:
+    """Paint [S, S, 3] in 0..255 with normals from the slope of the depth map [S, S], -inf where there is paper."""
     covered = np.isfinite(depth)
     depth = np.where(covered, depth, -1.0)
     smooth = _blurred(depth)
@@ -74,7 +91,7 @@ def _shaded(depth: np.ndarray, pixel: float) -> Image.Image:
     normal = np.stack([-right, down, np.ones_like(depth)], axis=-1)
     normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
     light = 0.35 + 0.65 * np.clip(normal @ (LIGHT / np.linalg.norm(LIGHT)), 0, 1)
-    picture = np.where(covered[..., None], CLAY * 1.35 * light[..., None], BACKGROUND)
+    picture = np.where(covered[..., None], paint * 1.35 * light[..., None], BACKGROUND)
     return Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
 
 

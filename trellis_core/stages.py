@@ -325,6 +325,7 @@ def generate_all(
     matte: Matte | None = None,
     cropped: bool = False,
     on_condition: Callable[[Condition], None] | None = None,
+    on_voxels: Callable[[PbrVoxels], None] | None = None,
     watch: Watch | None = None,
     ctx: RunContext = QUIET,
 ) -> list[Asset]:
@@ -337,6 +338,7 @@ def generate_all(
         seed, samples: as for `sample_structure`.
         matte, cropped: as for `condition`.
         on_condition: is shown what the networks see, as soon as it is known.
+        on_voxels: is shown each object's colours before they are baked.
         watch: is shown how structure and shape come about.
 
     Returns:
@@ -357,14 +359,24 @@ def generate_all(
     structure = sample_structure(family, seen, settings, seed, samples=samples, watch=watch, ctx=structure_ctx)
     shape = sample_shape(family, seen, structure, settings, watch=watch, ctx=shape_ctx)
     texture = sample_texture(family, seen, shape, settings, watch=watch, ctx=ctx.part(0.5, 0.6, "texture"))
-    return _finished(decode(family, shape, texture, ctx=ctx.part(0.6, 0.75, "decode")), settings, ctx.part(0.75, 1.0))
+    pairs = decode(family, shape, texture, ctx=ctx.part(0.6, 0.75, "decode"))
+    return _finished(pairs, settings, on_voxels, ctx.part(0.75, 1.0))
 
 
-def _finished(pairs: Sequence[tuple[Mesh, PbrVoxels]], settings: GenerationSettings, ctx: RunContext) -> list[Asset]:
+def _finished(
+    pairs: Sequence[tuple[Mesh, PbrVoxels]],
+    settings: GenerationSettings,
+    on_voxels: Callable[[PbrVoxels], None] | None,
+    ctx: RunContext,
+) -> list[Asset]:
     from .asset.asset import make_asset as finish
 
-    parts = [ctx.part(index / len(pairs), (index + 1) / len(pairs)) for index in range(len(pairs))]
-    return [finish(mesh, voxels, settings, ctx=part) for (mesh, voxels), part in zip(pairs, parts, strict=True)]
+    assets = []
+    for (mesh, voxels), part in zip(pairs, ctx.split(len(pairs)), strict=True):
+        if on_voxels is not None:
+            on_voxels(voxels)
+        assets.append(finish(mesh, voxels, settings, ctx=part))
+    return assets
 
 
 def _upsample(family: Family, feats: Tensor, coords: Tensor, ctx: RunContext) -> Tensor:

@@ -37,6 +37,7 @@ function addViewer(node) {
   after(node, "onExecuted", (output) => {
     const files = output?.["3d"];
     if (!files?.length) return;
+    delete output.images; // the picture beside the file is for the queue and the assets; the node shows the model itself
     node.properties[FILES] = files;
     show(files);
   });

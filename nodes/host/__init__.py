@@ -12,7 +12,7 @@ from .files import (
     user_file,
     workflow_extras,
 )
-from .run import Run, context, shown
+from .run import PICTURE_SIDE, Run, context, shown, tell
 from .weights import (
     PRECISIONS,
     add_weights_folder,
@@ -25,6 +25,7 @@ from .weights import (
 )
 
 __all__ = [
+    "PICTURE_SIDE",
     "PRECISIONS",
     "Run",
     "add_weights_folder",
@@ -43,6 +44,7 @@ __all__ = [
     "output_file",
     "shown",
     "stamp",
+    "tell",
     "temporary_file",
     "user_file",
     "workflow_extras",

@@ -84,15 +84,6 @@ def add_key_route() -> None:
         return web.json_response({"keyed": notebook().keyed()})
 
 
-def say(node: type, text: str) -> None:
-    """Put a line of text on a node while it runs."""
-    from server import PromptServer
-
-    server = PromptServer.instance
-    if hasattr(server, "send_progress_text"):
-        server.send_progress_text(text, node.hidden.unique_id)
-
-
 # The service
 
 
