@@ -42,6 +42,10 @@ def test_runs_and_its_models_come_from_the_history(host: Host, path: Path) -> No
         assert bare(json.loads(document["asset"]["extras"]["prompt"])) == bare(prompt)
         assert "is_changed" not in document["asset"]["extras"]["prompt"]
         assert bool(document.get("images")) == (path.stem != "shape_only")
+    pictures = [entry for output in first.outputs.values() for entry in output.get("images", [])]
+    shown = [Image.open(io.BytesIO(host.client.download(entry))) for entry in pictures if entry["type"] == "output"]
+    assert len(shown) == len(files), "a picture lies beside each model, for the queue and the assets"
+    assert all(np.asarray(picture.convert("RGB")).std() > 5 for picture in shown)
     reporters = [node for node in prompt.values() if node["class_type"] == "TrellisCoreAssetReport"]
     assert sum("texels per triangle" in text for text in first.texts) == len(reporters)
 
@@ -159,3 +163,5 @@ def test_progress_only_grows_and_pictures_come_meanwhile(host: Host) -> None:
         shares = outcome.progress[find(prompt, kind)]
         assert shares == sorted(shares) and shares[-1] == 1.0, (kind, shares)
     assert outcome.previews >= 4  # two of the structure and two of the shape
+    for words in ("Finding the rough form", "Forming the surface", "Decoding", "Remeshing", "Done in"):
+        assert any(words in text for text in outcome.texts), words
