@@ -18,4 +18,4 @@ def test_the_nearer_voxel_is_seen_in_its_colour() -> None:
     picture = np.asarray(painted_picture(PbrVoxels(grid, attrs, 8)), int)
     drawn = picture[np.abs(picture - BACKGROUND.astype(int)).sum(-1) > 60]
     red, blue = (drawn[:, 0] > drawn[:, 2]).sum(), (drawn[:, 2] > drawn[:, 0]).sum()
-    assert red > 2 * blue > 0
+    assert red > 1.5 * blue > 0, "the wall in front hides most of the one behind it"
