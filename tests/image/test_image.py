@@ -14,8 +14,9 @@ import torch
 from PIL import Image, ImageDraw, features
 
 from trellis_core.errors import InputError, WeightsError
+from trellis_core.image import reading
 from trellis_core.image.dino import DinoV3Encoder, DinoV3Params, image_to_pixels
-from trellis_core.image.matting import key_plain_background, load_rembg
+from trellis_core.image.matting import key_plain_background, load_rembg, matte_by_network
 from trellis_core.image.preprocess import preprocess
 from trellis_core.image.reading import open_picture
 
@@ -207,3 +208,77 @@ def test_the_encoder_tells_where_things_are() -> None:
 def test_other_variants_of_the_encoder_are_refused() -> None:
     with pytest.raises(WeightsError):
         DinoV3Params.from_args({"hidden_size": 8, "use_gated_mlp": True})
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "RGB", "L", "P", "CMYK"])
+def test_large_pictures_are_shrunk_as_they_are_read(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Image.new("RGBA", (300, 200), (0, 0, 0, 0))
+    ImageDraw.Draw(whole).rectangle((30, 20, 269, 179), fill=(200, 90, 40, 255))
+    stored = whole if mode == "RGBA" else whole.convert(mode)
+    file = saved(stored, "TIFF" if mode == "CMYK" else "PNG")
+    before = open_picture(io.BytesIO(file.getvalue()))
+    monkeypatch.setattr(reading, "FINE_PIXELS", 6000)
+    read = open_picture(file)
+    assert (
+        read.width * read.height <= 6000 and read.mode == before.mode and read.width / read.height == pytest.approx(1.5, 0.05)
+    )
+    middle, corner = (read.width // 2, read.height // 2), (1, 1)
+    for place, there in ((middle, (150, 100)), (corner, (3, 3))):
+        assert np.abs(np.subtract(read.getpixel(place), before.getpixel(there))).max() <= 2
+
+
+def test_a_small_subject_of_a_large_picture_keeps_its_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Image.new("RGBA", (300, 200), (0, 0, 0, 0))
+    subject = np.random.default_rng(0).integers(0, 255, (20, 30, 4), np.uint8)
+    subject[..., 3] = 255
+    whole.paste(Image.fromarray(subject), (210, 150))
+    monkeypatch.setattr(reading, "FINE_PIXELS", 6000)
+    read = np.asarray(open_picture(saved(whole)))
+    rows, columns = np.nonzero(read[..., 3])
+    assert np.array_equal(read[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1], subject)
+    assert read.shape[0] <= 60 and read.shape[1] <= 60
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(np.uint16, 1), (np.float32, 1 / 65535)])
+def test_deep_greys_are_the_same_in_blocks(dtype: type, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = (np.arange(40 * 30).reshape(30, 40) * 54 * scale).astype(dtype)
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "TIFF")
+    whole = open_picture(io.BytesIO(file.getvalue()))
+    monkeypatch.setattr(reading, "BLOCK_PIXELS", 100)
+    assert np.array_equal(np.asarray(open_picture(io.BytesIO(file.getvalue()))), np.asarray(whole))
+    largest = values.max() // 256 if dtype == np.uint16 else int(values.max() * 255)
+    assert np.asarray(whole)[..., 0].max() == largest
+
+
+def test_a_matting_network_sees_what_it_was_trained_on_and_its_last_answer_counts() -> None:
+    colours = np.zeros((40, 60, 3), np.uint8)
+    colours[:, 30:] = (255, 128, 64)
+    seen = []
+
+    def network(pixels: torch.Tensor) -> list[torch.Tensor]:
+        seen.append(pixels)
+        logits = torch.full((1, 1, 1024, 1024), -2.0)
+        logits[..., 512:] = 3.0
+        return [torch.zeros(1, 1, 4, 4), logits]
+
+    made = matte_by_network(Image.fromarray(colours), network)
+    assert seen[0].shape == (1, 3, 1024, 1024) and seen[0].dtype == torch.float32
+    black = [-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225]  # the ImageNet statistics of every network of this kind
+    right = [(1 - 0.485) / 0.229, (128 / 255 - 0.456) / 0.224, (64 / 255 - 0.406) / 0.225]
+    assert torch.allclose(seen[0][0, :, 500, 5], torch.tensor(black), atol=1e-5)
+    assert torch.allclose(seen[0][0, :, 500, 1000], torch.tensor(right), atol=1e-5)
+    assert made.mode == "RGBA" and made.size == (60, 40) and np.array_equal(np.asarray(made)[..., :3], colours)
+    alpha = np.asarray(made)[..., 3]
+    assert alpha[20, 5] == int(255 / (1 + np.exp(2))) and alpha[20, 55] == int(255 / (1 + np.exp(-3)))
+
+
+def test_the_encoder_normalises_with_the_statistics_that_it_was_trained_with() -> None:
+    encoder = DinoV3Encoder(DinoV3Params(16, 32, 0, 2, patch_size=8))
+    with torch.no_grad():
+        encoder.embeddings.patch_embeddings.weight.zero_()
+        encoder.embeddings.patch_embeddings.weight[:3, :, 0, 0] = torch.eye(3)
+        encoder.embeddings.patch_embeddings.bias.zero_()
+        token = encoder(torch.ones(1, 3, 8, 8))[0, -1]
+    white = torch.tensor([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225, *[0.0] * 13])
+    assert torch.allclose(token, torch.nn.functional.layer_norm(white, (16,)), atol=1e-5)

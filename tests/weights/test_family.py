@@ -110,10 +110,36 @@ def test_pickle_is_refused(tmp_path: Path) -> None:
     ("tex_slat_decoder", {"model_channels": [16, 8], "num_blocks": [1, 0]}, "texture decoder levels is 2"),
     ("tex_slat_flow_model_1024", {"in_channels": 4}, "tex_slat_flow_model_1024 input is 4"),
     ("shape_slat_flow_model_512", {"cond_channels": 32}, "condition is 32, image encoder output is 16"),
+    ("tex_slat_flow_model_512", {"cond_channels": 8}, "tex_slat_flow_model_512 condition is 8"),
+    ("sparse_structure_flow_model", {"cond_channels": 8}, "sparse_structure_flow_model condition is 8"),
+    ("sparse_structure_flow_model", {"in_channels": 8}, "sparse_structure_flow_model input is 8"),
+    ("shape_slat_flow_model_1024", {"out_channels": 8}, "shape_slat_flow_model_1024 output is 8"),
+    ("shape_slat_flow_model_1024", {"in_channels": 8}, "1024 input is 8, its latent and what it knows is 4"),
+    ("tex_slat_flow_model_1024", {"in_channels": 12}, "1024 input is 12, its latent and what it knows is 8"),
+    ("tex_slat_decoder", {"latent_channels": 6}, "texture normalisation is 4, texture decoder input is 6"),
+    ("shape_slat_decoder", {"out_channels": 6}, "shape decoder output is 6, channels of a dual grid is 7"),
+    ("shape_slat_decoder", {"pred_subdiv": False}, "shape decoder predicting subdivision is False, its part is True"),
 ])  # fmt: skip
 def test_parts_of_different_families_are_told_apart(tmp_path: Path, role: str, args: dict, reason: str) -> None:
     text = refusal(make_family(tmp_path / "mixed", **{role: args}))
     assert "do not belong together" in text and reason in text
+
+
+@pytest.mark.parametrize(("key", "changes", "reason"), [
+    ("512", {"structure_grid": 5, "output": 20}, "structure of 8 over the 512 grid, rest is 3, needed is 0"),
+    ("512", {"image_size": 33}, "image size at 512 over patches, rest is 1, needed is 0"),
+    ("1024", {"image_size": 36}, "image size at 1024 over patches, rest is 4"),
+    ("1024", {"output": 33}, "output at 1024 is 33, grid times decoder upscale is 32"),
+    ("1536", {"structure_grid": 13}, "output at 1536 is 48, grid times decoder upscale is 52"),
+])  # fmt: skip
+def test_every_scale_must_fit_the_networks(root: Path, key: str, changes: dict[str, int], reason: str) -> None:
+    change(root, lambda args: args["resolutions"][key].update(changes))
+    assert reason in refusal(root)
+
+
+def test_larger_grids_need_not_divide_the_structure(root: Path) -> None:
+    change(root, lambda args: args["resolutions"]["1536"].update(structure_grid=11, output=44))
+    assert load_family(root).scales[1536].structure_grid == 11
 
 
 def test_grids_must_fit_the_networks(root: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import os
 import warnings
 from collections.abc import Callable
+from math import ceil, sqrt
 from typing import IO, Any
 
 import numpy as np
@@ -19,6 +20,10 @@ MIN_SIDE = 8
 """Shortest side accepted, in pixels."""
 OPAQUE = 204
 """Alpha above this (80 %) belongs to the subject."""
+FINE_PIXELS = 1 << 23
+"""Pictures with more are cut to their subject and shrunk as they are read, so that small files cannot take much memory."""
+BLOCK_PIXELS = 1 << 20
+"""Pixels that are converted at a time where numbers are wider than in the picture."""
 
 _TOO_BIG = "has more than 80 megapixels; shrink it first (1024 pixels a side are all that is used)."
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
@@ -48,9 +53,10 @@ def open_picture(source: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
             deep = any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ()))
             picture.load()
             known, profile = dict(picture.info), picture.info.get("icc_profile")
-            upright = ImageOps.exif_transpose(picture)
+            upright = picture  # turned in place: a copy of a large picture is large
+            ImageOps.exif_transpose(upright, in_place=True)
             upright.info.update({key: known[key] for key in ("transparency",) if key in known})
-            read = _in_srgb(_to_8bit(upright, deep), upright.mode, profile)
+            read = _in_srgb(_bounded(_to_8bit(upright, deep)), upright.mode, profile)
         except Exception as error:  # Pillow's readers raise whatever they come across in a damaged file
             raise InputError(f"{name} is damaged or cut off ({error}); export it again.") from error
     if read.mode != "RGBA":
@@ -135,12 +141,39 @@ def _to_8bit(picture: Image.Image, deep: bool) -> Image.Image:
 
 def _grey_to_8bit(picture: Image.Image, key: Any) -> Image.Image:
     """Deep grey pictures: 16-bit integers, or floats where 1 is white. Pixels of the value `key` are transparent."""
-    values = np.asarray(picture).astype(np.float64)
-    levels = np.nan_to_num(values) * 255 if picture.mode == "F" else values // 256
-    grey = Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8))
+    values = np.asarray(picture)
+    levels = np.empty(values.shape, np.uint8)
+    for rows in _blocks(values):
+        wide = values[rows].astype(np.float64)
+        wide = np.nan_to_num(wide) * 255 if picture.mode == "F" else wide // 256
+        levels[rows] = np.clip(wide, 0, 255)
+    grey = Image.fromarray(levels)
     if isinstance(key, int):
         grey.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
     return grey
+
+
+def _blocks(pixels: np.ndarray) -> list[slice]:
+    """Rows of [h, w, ...], some at a time."""
+    step = max(BLOCK_PIXELS // max(pixels.shape[1], 1), 1)
+    return [slice(top, top + step) for top in range(0, len(pixels), step)]
+
+
+def _bounded(picture: Image.Image) -> Image.Image:
+    """A picture of more than `FINE_PIXELS` cut to the surroundings of what is opaque, then shrunk by a whole number.
+
+    What is left shows the subject at twice the size that is used at least, or in all its pixels.
+    """
+    box = (0, 0, *picture.size)
+    if picture.width * picture.height <= FINE_PIXELS:
+        return picture
+    if "A" in picture.getbands():
+        opaque = picture.getchannel("A").point(lambda value: 255 * (value > OPAQUE)).getbbox() or box
+        margin = max(opaque[2] - opaque[0], opaque[3] - opaque[1]) // 4 + MIN_SIDE
+        left, top = max(opaque[0] - margin, 0), max(opaque[1] - margin, 0)
+        box = left, top, min(opaque[2] + margin, picture.width), min(opaque[3] + margin, picture.height)
+    factor = ceil(sqrt((box[2] - box[0]) * (box[3] - box[1]) / FINE_PIXELS))
+    return picture.crop(box) if factor == 1 else picture.reduce(factor, box)
 
 
 def _in_srgb(picture: Image.Image, mode: str, profile: bytes | None) -> Image.Image:
