@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("aiohttp")
 
 from tests.helpers.fal_faults import FOR_EVER, ODD, Fault, Faulty, faulty, says  # noqa: E402
-from tests.helpers.fal_runs import HURRIED, run, work  # noqa: E402
+from tests.helpers.fal_runs import HURRIED, QUICK, run, work  # noqa: E402
 from tests.helpers.fal_service import KEY  # noqa: E402
 from trellis_core.errors import TrellisError  # noqa: E402
 from trellis_core.fal.answers import Failed, Gone, RemoteError, Unanswered, Unsure, retry_after  # noqa: E402
@@ -23,6 +23,8 @@ from trellis_core.fal.wire import Pace  # noqa: E402
 pytestmark = pytest.mark.usefixtures("alone")
 REFUSALS = ("unavailable", "bad request", "not found", "too many")
 """What says at a submit, in the API's own form, that nothing was accepted."""
+DEAF = Pace(poll=0.001, cancel=0.2)
+"""For stops that nobody answers."""
 REFUSED = [says(503, {"detail": "Too many requests are waiting."}), says(401, {"detail": "no such key"})]
 
 
@@ -37,6 +39,7 @@ def test_one_odd_answer_at_every_step_is_asked_past(folder: Path, kind: str) -> 
         made = run(server, folder)
         assert made.glb == server.model and len(server.accepted) == 1 and not server.cancelled
         assert made.request_id == server.accepted[0] and not any(server.faults.values())
+        assert server.asked["put"] > 1 or kind not in ("login page", "gateway", "server error")
 
 
 @pytest.mark.parametrize(
@@ -236,16 +239,16 @@ def test_too_long_a_wait_is_told(folder: Path) -> None:
 # Stopping
 
 
-def _stopped(server: Faulty, folder: Path, step: str) -> None:
+def _stopped(server: Faulty, folder: Path, step: str, pace: Pace = QUICK) -> None:
     async def stopped() -> None:
-        task = asyncio.ensure_future(work(server, folder))
+        task = asyncio.ensure_future(work(server, folder, pace=pace))
         while not server.asked[step]:
             await asyncio.sleep(0.005)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    asyncio.run(asyncio.wait_for(stopped(), 60))  # 0.3 seconds by the pace; the rest is for a busy machine
+    asyncio.run(asyncio.wait_for(stopped(), 60))
 
 
 def test_a_stop_takes_the_job_back_and_says_so_the_next_time(folder: Path) -> None:
@@ -269,14 +272,14 @@ def test_a_stop_takes_the_job_back_and_says_so_the_next_time(folder: Path) -> No
 
 def test_a_stop_that_nobody_hears_is_short_and_the_job_is_found_again(folder: Path) -> None:
     with faulty(faults={"cancel": [Fault(late=True), FOR_EVER]}, steps_to_go=10**6) as server:
-        _stopped(server, folder, "status")
+        _stopped(server, folder, "status", DEAF)
         server.steps_to_go = 0
         assert run(server, folder).request_id == server.accepted[0] and len(server.accepted) == 1
 
 
 def test_a_stop_while_the_submit_is_not_answered_submits_nothing_more(folder: Path) -> None:
     with faulty(faults={"submit": [Fault(late=True)]}) as server:
-        _stopped(server, folder, "submit")
+        _stopped(server, folder, "submit", DEAF)
         with pytest.raises(Unsure):
             run(server, folder)
         assert len(server.accepted) == 1

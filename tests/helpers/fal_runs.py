@@ -18,7 +18,7 @@ from trellis_core.fal.remote import RemoteModel, generate
 from trellis_core.fal.wire import Pace
 from trellis_core.settings import GenerationSettings
 
-QUICK = Pace(poll=0.001, patience=30.0, upload=30.0, cancel=0.3)
+QUICK = Pace(poll=0.001, patience=30.0, upload=30.0)
 """Fast where answers come, and with room for a busy machine."""
 HURRIED = Pace(poll=0.001, patience=0.02, upload=0.02)
 """For runs that are to end without an answer."""

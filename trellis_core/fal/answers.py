@@ -86,6 +86,12 @@ class Answer:
         return 200 <= self.status < 300
 
     @property
+    def is_page(self) -> bool:
+        """Whether it is for people to look at."""
+        start = self.text.lower()
+        return "<html" in start or "<!doctype" in start
+
+    @property
     def detail(self) -> Any:
         """The API's own word for what is wrong, None in answers of others."""
         detail = self.value.get("detail") if isinstance(self.value, dict) else None
@@ -190,9 +196,9 @@ def odd(answer: Answer) -> Odd:
         return Odd(f"it redirects to {shown(answer.headers.get('Location', 'nowhere'))}", wait)
     if answer.detail is not None:
         return Odd(f"status {answer.status}: {shown(answer.detail)}", wait, gone=answer.status in (404, 410))
-    if "<html" in answer.text.lower() or "<!doctype" in answer.text.lower():
+    if answer.is_page:
         return Odd(f"status {answer.status} with a web page; a proxy or a login page may stand in between", wait)
-    return Odd(f"status {answer.status} with {'nothing' if not answer.text else 'something that is not the API`s'}", wait)
+    return Odd(f"status {answer.status} with " + ("something that is not the API's" if answer.text else "nothing"), wait)
 
 
 def is_end(answer: Answer, request_id: str, error: Any) -> bool:

@@ -109,8 +109,8 @@ class FalClient:
                 sent = await put(Part, f"{path}/{number}?{query}", data[start : start + PART])
                 done.append({"partNumber": number, "etag": sent.etag})
             more = {"headers": {}, "json": {"parts": done}}
-            url = f"{path}/complete?{query}"
-            await self._sent(name, Answer, lambda: self._ask_signed(session, "POST", url, self.pace.submit, **more))
+            end = f"{path}/complete?{query}"
+            await self._sent(name, Answer, lambda: self._ask_signed(session, "POST", end, self.pace.submit, **more))
             return place.file_url
 
     async def _ask_signed(self, session: aiohttp.ClientSession, method: str, url: str, within: float, **more: Any) -> Answer:
@@ -125,7 +125,7 @@ class FalClient:
                 answer = await ask()
                 if answers.is_refusal(answer) and not answers.retry_after(answer.headers):
                     raise answers.in_words(answer, self._key)
-                if not answer.good:
+                if not answer.good or answer.is_page:
                     raise answers.odd(answer)
                 return answer if kind is Answer else answers.value_of(answer, kind)
             except NotConnected as problem:
