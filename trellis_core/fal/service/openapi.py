@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from ..endpoints import ONCE, payload_model, result_model
@@ -13,13 +14,7 @@ _STATES = ["IN_QUEUE", "IN_PROGRESS", "COMPLETED"]
 
 def document(app: str, origin: str, keyed: bool) -> dict[str, Any]:
     """OpenAPI 3.1 of endpoint `app` at a service's address; `keyed` says whether it wants a key."""
-    schemas: dict[str, Any] = {"Error": _ERROR, "QueueStatus": _status()}
-    names = []
-    for model in (payload_model(app), result_model(app)):
-        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas |= schema.pop("$defs", {})
-        schemas[model.__name__] = schema
-        names.append(model.__name__)
+    schemas, names = _models(app)
     taken, given = ({"$ref": f"#/components/schemas/{name}"} for name in names)
     state = {"$ref": "#/components/schemas/QueueStatus"}
     body = {"required": True, "content": {"application/json": {"schema": taken}}}
@@ -46,6 +41,19 @@ def document(app: str, origin: str, keyed: bool) -> dict[str, Any]:
         made["components"]["securitySchemes"] = {"apiKeyAuth": key}
         made["security"] = [{"apiKeyAuth": []}]
     return made
+
+
+@lru_cache
+def _models(app: str) -> tuple[dict[str, Any], list[str]]:
+    """All schemas of an endpoint, and the names of those of its body and its result. The same for every caller."""
+    schemas: dict[str, Any] = {"Error": _ERROR, "QueueStatus": _status()}
+    names: list[str] = []
+    for model in (payload_model(app), result_model(app)):
+        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= schema.pop("$defs", {})
+        schemas[model.__name__] = schema
+        names.append(model.__name__)
+    return schemas, names
 
 
 def _operation(

@@ -77,7 +77,7 @@ class Connections(web.Server):
         if request.headers.get("Expect", "").lower() == "100-continue":
             request[EXPECTS] = True
         answer = await self._handle(request)
-        if not request.content.is_eof() and not answer.prepared:
+        if (connection.hurries or not request.content.is_eof()) and not answer.prepared:
             answer.force_close()
         return answer
 
@@ -94,6 +94,7 @@ class Connection(web.RequestHandler):
     Attributes:
         request: that is being answered, None while one is waited for.
         heard: when something came last. deadline: by which a whole request has to be here.
+        hurries: whether its client sends requests without waiting for answers. No proper client does; it gets one answer.
     """
 
     def __init__(self, server: Connections, loop: asyncio.AbstractEventLoop) -> None:
@@ -102,7 +103,7 @@ class Connection(web.RequestHandler):
         self.request: web.BaseRequest | None = None
         self.address = ""
         self.heard = self.deadline = 0.0
-        self._begun = self._discarding = False
+        self.hurries = self._begun = self._discarding = False
         self._gone = asyncio.Event()
 
     @property
@@ -140,7 +141,9 @@ class Connection(web.RequestHandler):
         if self.request is None and not self._begun:
             self._begun = True
             self.deadline = self.heard + self._limits.head_seconds
+        self.hurries |= self.request is not None and self.request.content.is_eof()
         super().data_received(data)
+        self.hurries |= len(self._messages) > 1
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
