@@ -9,7 +9,7 @@ pytest.importorskip("numba", reason="the held-out objects are made by compiled k
 from trellis_core.family import load_family  # noqa: E402
 from trellis_core.settings import GenerationSettings  # noqa: E402
 from trellis_core.training.evaluate import Measures, evaluate_batch, mean_of  # noqa: E402
-from trellis_core.training.mini.data.objects import make_object  # noqa: E402
+from trellis_core.training.mini.data.toys import make_object  # noqa: E402
 
 SEED = 3_000_000
 OBJECTS = 8

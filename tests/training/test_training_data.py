@@ -12,9 +12,9 @@ from trellis_core.mesh.topology import edges
 from trellis_core.ovoxel.dual_grid import dual_grid_to_mesh
 from trellis_core.training.mini.data import compose, kernels, outlines
 from trellis_core.training.mini.data.dataset import ShardedObjects, blown_up, composed, dual_grid_targets, main, make_sample
-from trellis_core.training.mini.data.objects import EXTENT, FRAME, HELD_OUT_SEED, MIN_HALF, make_object
+from trellis_core.training.mini.data.objects import EXTENT, FRAME, HELD_OUT_SEED, MIN_HALF
 from trellis_core.training.mini.data.render import Camera, Lighting, cropped_picture, render_view
-from trellis_core.training.mini.data.toys import BUILDERS, CATEGORIES
+from trellis_core.training.mini.data.toys import BUILDERS, CATEGORIES, make_object
 
 SEEDS = range(HELD_OUT_SEED, HELD_OUT_SEED + 12)
 

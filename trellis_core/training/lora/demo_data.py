@@ -20,9 +20,10 @@ from torch import Tensor
 
 from ...mesh.frames import z_up_to_y_up
 from ...ovoxel.dual_grid import dual_grid_to_mesh
-from ..mini.data.dataset import kernels
-from ..mini.data.objects import Look, ProceduralObject, make_object
+from ..mini.data.compiled import kernels
+from ..mini.data.objects import Look, ProceduralObject
 from ..mini.data.render import Lighting, front_camera, render_view
+from ..mini.data.toys import make_object
 
 FIRST_SEED = 7_000_000
 GRID = 48

@@ -108,7 +108,8 @@ def run(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace, family: Family, recipe: Recipe, views: Views) -> None:
     print(
-        f"Recipe   {recipe.steps} steps at a rate of {recipe.learning_rate:g}, rank {recipe.rank}, {views.count} pictures of each model",
+        f"Recipe   {recipe.steps} steps at a rate of {recipe.learning_rate:g}, rank {recipe.rank}, "
+        f"{views.count} pictures of each model",
         file=sys.stderr,
     )
     bar = tqdm(total=1.0, bar_format="preparing {percentage:3.0f}% |{bar}| {elapsed} {postfix}", disable=None, leave=False)

@@ -11,8 +11,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from .objects import BALL, BOX, CONE, DOME, FINE_HALF, FRAME, ProceduralObject, Sketch, make_object, rotation
-from .toys import CATEGORIES
+from .objects import BALL, BOX, CONE, DOME, FINE_HALF, FRAME, ProceduralObject, Sketch, rotation
+from .toys import CATEGORIES, make_object
 
 TOYS = 0.15
 """Share of the old toys."""

@@ -20,7 +20,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 from safetensors.numpy import save as to_bytes
@@ -28,6 +27,7 @@ from safetensors.numpy import save as to_bytes
 from ....errors import InputError
 from ....files import write_whole
 from . import outlines
+from .compiled import kernels
 from .compose import compose
 from .objects import ProceduralObject
 from .render import training_picture
@@ -36,15 +36,6 @@ REGULARISATION = 0.1
 GRID, PICTURE = 64, 128
 PICTURES = 0.6
 """Share of objects that are blown-up pictures, where there are pictures; the others are compositions of primitives."""
-
-
-def kernels() -> ModuleType:
-    """The compiled kernels; an `InputError` says what to install where numba is missing."""
-    try:
-        from . import kernels as module
-    except ImportError as error:
-        raise InputError("Procedural training data needs numba: pip install numba (or the `training` extra).") from error
-    return module
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ from typing import TypeVar
 
 import numpy as np
 
-from ....errors import InputError
-
 Vector = Sequence[float]
 T = TypeVar("T")
 
@@ -243,19 +241,3 @@ _MATERIALS: dict[str, Callable[[Sketch], Look]] = {
     "metal": _metal,
 }
 BLACK = Look((0.06, 0.06, 0.07), 0.0, 0.3)
-
-
-def make_object(seed: int, category: str | None = None) -> ProceduralObject:
-    """The object of a seed (any int >= 0): deterministic, of a training category unless `category` asks for another one.
-
-    Raises:
-        InputError: unknown category.
-    """
-    from .toys import BUILDERS, CATEGORIES
-
-    category = category or CATEGORIES[seed % len(CATEGORIES)]
-    if category not in BUILDERS:
-        raise InputError(f"No object category {category!r}; there are {', '.join(BUILDERS)}.")
-    sketch = Sketch(np.random.default_rng([seed, list(BUILDERS).index(category)]))
-    BUILDERS[category](sketch)
-    return sketch.finish(seed, category)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .compiled import kernels
 from .objects import ProceduralObject
 
 _SUPERSAMPLING = 2
@@ -106,8 +107,6 @@ def render_view(
 
 def _trace(obj: ProceduralObject, eye, axes, window, size: int, lighting: Lighting) -> tuple[np.ndarray, np.ndarray]:
     """(premultiplied sRGB [S, S, 3], coverage [S, S])."""
-    from .dataset import kernels
-
     k = _SUPERSAMPLING
     linear, _, part = kernels().render(obj.table, eye, axes, np.array(window), k * size, lighting.table)
     group = lambda x: x.reshape(size, k, size, k, -1).mean((1, 3), dtype=np.float32)  # noqa: E731
