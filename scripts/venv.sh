@@ -5,6 +5,7 @@
 #   TORCH            what to install as PyTorch (default: torch==2.13.0, the version this was measured with)
 #   TORCH_INDEX_URL  package index to take PyTorch from. On Linux the default index has builds for NVIDIA GPUs of several
 #                    gigabytes; without such a GPU set this to the CPU index named by the selector on pytorch.org.
+#   LOCKED           1 takes exactly the versions of tests/locked.txt; else the newest that our bounds allow
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 extra="${1:-}"
@@ -18,6 +19,6 @@ if ! "$python" -c 'import torch' 2>/dev/null; then
 fi
 wanted=".venv/.installed-${extra:-core}-$(cat pyproject.toml requirements.txt | cksum | cut -d' ' -f1)"
 if [ ! -e "$wanted" ]; then
-  "$python" -m pip install --quiet --editable ".${extra:+[$extra]}"
+  "$python" -m pip install --quiet ${LOCKED:+--constraint tests/locked.txt} --editable ".${extra:+[$extra]}"
   touch "$wanted"
 fi
