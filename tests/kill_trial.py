@@ -161,7 +161,7 @@ class Training(Trial):
         return [
             sys.executable, "-m", "trellis_core", "train-lora", "--data", str(self.data), "--stage", "texture",
             "--out", str(self.folder), "--steps", "100", "--rank", "16",
-            "--batch", "1", "--views", "1", "--sample-every", "20", "--resolution", "512",
+            "--batch", "1", "--views", "1", "--sample-every", "50", "--resolution", "512",
         ]  # fmt: skip
 
     def at_end(self) -> None:

@@ -131,7 +131,7 @@ try:
 except DiskError as error:
     print("said", error)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
     assert done.stdout.startswith("said"), done.stdout + done.stderr
     assert "too large" in done.stdout and (tmp_path / "a.bin").read_bytes() == b"old" and os.listdir(tmp_path) == ["a.bin"]
 
@@ -153,7 +153,7 @@ for act in (check_writable, lambda path: write_whole(path, b"x"), lambda path: l
 """
     for folder in list(tmp_path.parents)[:3]:
         folder.chmod(folder.stat().st_mode | 0o055)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
     assert done.stdout.count("Permission denied") == 3, done.stdout + done.stderr
     assert os.listdir(tmp_path) == []
 
