@@ -242,6 +242,11 @@ class GenerationSettings(BaseModel):
         description="Who cuts the UV charts: ours; or xatlas, where that package is installed, with charts that many know, in "
         "minutes where ours takes seconds. The other settings of charts are for ours only.",
     )
+    picture_detail: Unit = Field(
+        default=0.0,
+        description="How much of the picture's own fine detail is projected onto the texture where the picture shows it: "
+        "0 none, 1 all. Coarse colours stay the model's.",
+    )
     remesh_method: RemeshMethod = Field(
         default="solid",
         description="solid keeps the decoded surface and makes one closed wall of it; narrow_band is the published method: a "
@@ -272,7 +277,16 @@ FINISH_FIELDS = (
     "size_meters", "up_axis", "lods", "max_file_mb",
 )  # fmt: skip
 """Fields about the finished file."""
-LOCAL_FIELDS = ("cascade", "max_num_tokens", "step_caching", "rasterizer", "unwrap", "remesh_method", *FINISH_FIELDS)
+LOCAL_FIELDS = (
+    "cascade",
+    "max_num_tokens",
+    "step_caching",
+    "rasterizer",
+    "unwrap",
+    "remesh_method",
+    "picture_detail",
+    *FINISH_FIELDS,
+)
 """Fields that no endpoint has: ours alone."""
 
 ROUTE_FIELDS = ("resolution", "cascade", "max_num_tokens", "step_caching")

@@ -25,7 +25,7 @@ from .flow.attention import use_attention
 from .flow.prepared import prepare_structure
 from .flow.sampler import flow_schedule
 from .image.dino import image_to_pixels
-from .image.preprocess import Matte, preprocess
+from .image.preprocess import Matte, preprocess, subject_of
 from .memory.plan import recovering
 from .noise import item_seed, state_of, streams, streams_at
 from .ovoxel.dual_grid import dual_grid_to_mesh
@@ -41,6 +41,7 @@ from .values import Condition, Mesh, PbrVoxels, Shape, Structure, Texture
 
 if TYPE_CHECKING:
     from .asset.asset import Asset
+    from .projection.project import View
 
 STRUCTURE_SCALE = 512
 """The structure is always sampled with the tokens of this scale."""
@@ -360,22 +361,33 @@ def generate_all(
     shape = sample_shape(family, seen, structure, settings, watch=watch, ctx=shape_ctx)
     texture = sample_texture(family, seen, shape, settings, watch=watch, ctx=ctx.part(0.5, 0.6, "texture"))
     pairs = decode(family, shape, texture, ctx=ctx.part(0.6, 0.75, "decode"))
-    return _finished(pairs, settings, on_voxels, ctx.part(0.75, 1.0))
+    views = [_view(p, matte) for p in pictures] if settings.picture_detail and not cropped else []
+    return _finished(pairs, views, settings, on_voxels, ctx.part(0.75, 1.0))
+
+
+def _view(picture: Image.Image, matte: Matte | None) -> View:
+    """A picture as it is projected."""
+    from .projection.project import View
+
+    return View(np.asarray(subject_of(picture, matte), np.float32) / 255)
 
 
 def _finished(
     pairs: Sequence[tuple[Mesh, PbrVoxels]],
+    views: Sequence[View],
     settings: GenerationSettings,
     on_voxels: Callable[[PbrVoxels], None] | None,
     ctx: RunContext,
 ) -> list[Asset]:
+    """One asset for each pair; `views` are their pictures, one for all or one for each."""
     from .asset.asset import make_asset as finish
 
     assets = []
-    for (mesh, voxels), part in zip(pairs, ctx.split(len(pairs)), strict=True):
+    for index, ((mesh, voxels), part) in enumerate(zip(pairs, ctx.split(len(pairs)), strict=True)):
         if on_voxels is not None:
             on_voxels(voxels)
-        assets.append(finish(mesh, voxels, settings, ctx=part))
+        shown = views[index % len(views) :][:1] if views else ()
+        assets.append(finish(mesh, voxels, settings, pictures=shown, ctx=part))
     return assets
 
 

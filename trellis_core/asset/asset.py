@@ -28,12 +28,13 @@ from ..mesh.decimate import TOLERANCE, decimate
 from ..mesh.own_size import decoded_resolution, fitted, judged_resolution
 from ..mesh.remesh import narrow_band_remesh, solid_remesh
 from ..mesh.topology import Array
+from ..projection.project import View
 from ..settings import FILE_FIELDS, MESH_GRID, SURFACE_FIELDS, TEXTURE_FIELDS
 from ..threads import threads
 from ..values import Mesh, PbrVoxels
 from .report import EXTRAS, AssetReport, stretch
 from .size_limit import Fitted, fit
-from .textured_surface import Detail, Step, TexturedSurface, texture_surface
+from .textured_surface import Detail, Pictures, Step, TexturedSurface, texture_surface
 
 if TYPE_CHECKING:
     from ..settings import GenerationSettings
@@ -97,6 +98,7 @@ def make_asset(
     extras: Mapping[str, Any] | None = None,
     refined: bool = False,
     detail: Mesh | None = None,
+    pictures: Sequence[View] = (),
 ) -> Asset:
     """Clean, decimate, unwrap and bake.
 
@@ -108,6 +110,7 @@ def make_asset(
         extras: written into the file's `asset.extras`, beside what everything was made with (see `report.EXTRAS`).
         refined: the mesh comes from `refine_mesh`: unwrap and bake it as it is.
         detail: what a refined mesh was refined from: normal map and occlusion are baked from it.
+        pictures: what it was made of; `picture_detail` says how much of their detail goes onto the texture.
 
     Raises:
         InputError: malformed mesh or voxels, an atlas too small for the charts, a file that cannot be made small enough.
@@ -133,6 +136,8 @@ def make_asset(
         check_room("detail", len(source[1]), int(settings.texture_size) ** 2, ctx)
     deep = Detail(*source, occlusion=settings.occlusion_map)
 
+    shown = Pictures(pictures, settings.picture_detail) if pictures and settings.picture_detail else None
+
     @cache
     def dress(vertices: int, size: int) -> tuple[TexturedSurface, ...]:
         """The surface with at most so many vertices, and its coarser levels."""
@@ -150,7 +155,7 @@ def make_asset(
             for name in ("unwrap", "bake"):
                 check_room(name, len(level[1]), texels * texels, ctx)
             step = clock.within(0.45 + 0.45 * number / len(levels), 0.45 + 0.45 * (number + 1) / len(levels))
-            textured.append(texture_surface(*level, voxels, settings, texels, step, deep))
+            textured.append(texture_surface(*level, voxels, settings, texels, step, deep, shown))
         return tuple(textured)
 
     place = Placement.of(surface[0], settings.pivot, settings.size_meters, settings.up_axis)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,8 @@ from torch import Tensor
 from ..context import RunContext
 from ..gltf.glb import Part
 from ..mesh.topology import Array
+from ..projection.project import View, project_pictures
+from ..projection.search import Match
 from ..texturing.back_projection import BackProjector
 from ..texturing.bake import Bake, bake
 from ..texturing.charts import ChartOptions
@@ -62,6 +64,29 @@ class TexturedSurface:
     size: int
 
 
+class Pictures:
+    """Pictures of the object, whose detail goes onto its textures; their cameras are found once, for all of them.
+
+    Attributes:
+        found: how each picture was found to fit, once it has been projected.
+    """
+
+    def __init__(self, views: Sequence[View], detail: float) -> None:
+        self.views, self.detail = views, detail
+        self.found: tuple[Match, ...] = ()
+
+    def onto(
+        self, vertices: Array, faces: Array, normals: Array, uvs: Array, base_color: Tensor, voxel: float, ctx: RunContext
+    ) -> Tensor:
+        """The base colour uint8 [S, S, 4] with the pictures' detail."""
+        done = project_pictures(
+            vertices, faces, normals, uvs, base_color.numpy(), self.views,
+            voxel=voxel, detail=self.detail, matches=self.found, ctx=ctx,
+        )  # fmt: skip
+        self.found = done.matches
+        return torch.from_numpy(done.base_color)
+
+
 class Detail:
     """The surface before decimation, prepared once, on first use, for all surfaces that are baked from it.
 
@@ -105,6 +130,7 @@ def texture_surface(
     size: int,
     step: Step,
     detail: Detail | None = None,
+    pictures: Pictures | None = None,
 ) -> TexturedSurface:
     """Unwrap a surface, bake the voxels, and the maps of the detail if there is one.
 
@@ -113,6 +139,7 @@ def texture_surface(
         settings: `unwrap`, `uv_unwrap_*`, `alpha_mode`, `normal_map` and `occlusion_map` are used.
         size: texels along a side.
         detail: the surface before decimation.
+        pictures: what is projected onto the texture.
 
     Raises:
         InputError: an atlas too small for the charts.
@@ -137,6 +164,9 @@ def texture_surface(
         mode = None if settings.alpha_mode == "auto" else settings.alpha_mode
         back = detail.projector(faces, voxels.resolution) if detail is not None else None
         baked = _bake(corners, points, flat.texels, voxels, size, mode, settings.rasterizer, ctx, back)
+        if pictures is not None:
+            mesh = vertices[flat.source], flat.faces, normals, flat.uvs
+            baked = replace(baked, base_color=pictures.onto(*mesh, baked.base_color, 1 / voxels.resolution, ctx))
     material = baked.metallic_roughness
     tangents = normal_map = None
     if detail is not None and maps_wanted:

@@ -33,6 +33,12 @@ def preprocess(picture: Image.Image, matte: Matte | None = None) -> Image.Image:
     Raises:
         InputError: the picture is not cut out and there is no `matte`, or no subject is left.
     """
+    rgba = np.asarray(subject_of(picture, matte), dtype=np.float32) / 255
+    return Image.fromarray((rgba[..., :3] * rgba[..., 3:] * 255).astype(np.uint8))
+
+
+def subject_of(picture: Image.Image, matte: Matte | None = None) -> Image.Image:
+    """The same square as RGBA, before it is laid on black."""
     cut_out = picture.mode == "RGBA" and np.asarray(picture.getchannel("A")).min() < 255
     if not cut_out and matte is None:
         raise InputError(
@@ -44,9 +50,7 @@ def preprocess(picture: Image.Image, matte: Matte | None = None) -> Image.Image:
         picture = _shrunk(_surroundings(picture) if cut_out else picture)
     if matte is not None and not cut_out:
         picture = matte(picture.convert("RGB"))
-    square = picture.crop(_subject_square(np.asarray(picture.getchannel("A"))))
-    rgba = np.asarray(square, dtype=np.float32) / 255
-    return Image.fromarray((rgba[..., :3] * rgba[..., 3:] * 255).astype(np.uint8))
+    return picture.crop(_subject_square(np.asarray(picture.getchannel("A"))))
 
 
 def _surroundings(picture: Image.Image) -> Image.Image:

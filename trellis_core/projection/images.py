@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from PIL import Image
 
 Array = np.ndarray
 
@@ -22,7 +23,7 @@ def blur(image: Array, sigma: float) -> Array:
 def _box(image: Array, radius: int, axis: int) -> Array:
     pad = [(0, 0)] * image.ndim
     pad[axis] = (radius + 1, radius)
-    total = np.cumsum(np.pad(image, pad, mode="edge"), axis=axis, dtype=np.float64)
+    total = np.cumsum(np.pad(image, pad, mode="edge"), axis=axis, dtype=np.float32)
     count = image.shape[axis]
     high = np.take(total, np.arange(2 * radius + 1, 2 * radius + 1 + count), axis=axis)
     low = np.take(total, np.arange(count), axis=axis)
@@ -47,20 +48,34 @@ def sample(image: Array, place: Array) -> Array:
     return upper * (1 - v) + lower * v
 
 
+def centres(size: int) -> Array:
+    """Places float32 [size, size, 2] of all pixels of a square image."""
+    axis = np.arange(size, dtype=np.float32) + 0.5
+    return np.stack(np.meshgrid(axis, axis), axis=2)
+
+
+def resized(picture: Array, size: int) -> Array:
+    """A picture float [S, S, 4] with straight alpha, its areas averaged, float32 [size, size, 4]."""
+    premultiplied = np.concatenate([picture[..., :3] * picture[..., 3:], picture[..., 3:]], axis=2).astype(np.float32)
+    planes = [Image.fromarray(premultiplied[..., k]).resize((size, size), Image.Resampling.BOX) for k in range(4)]
+    small = np.stack([np.asarray(plane) for plane in planes], axis=2)
+    small[..., :3] /= np.maximum(small[..., 3:], 1e-4)
+    return small.clip(0, 1)
+
+
 def distance_inside(mask: Array) -> Array:
-    """About the distance in pixels, float32 [h, w], from each pixel of a bool mask to the nearest pixel outside of it."""
-    height, width = mask.shape
-    far = np.float32(height + width)
-    found = np.where(mask, far, 0).astype(np.float32)
-    found[[0, -1]] = np.minimum(found[[0, -1]], 1)
-    found[:, [0, -1]] = np.minimum(found[:, [0, -1]], 1)
-    for axis in (0, 1):  # exact along lines first, then the lower envelope of cones over a window
+    """Distance in pixels along rows and columns, float32 [h, w], from each pixel of a bool mask to the nearest one outside.
+
+    What lies beyond the image counts as outside.
+    """
+    found = np.where(np.pad(mask, 1), np.float32(sum(mask.shape)), np.float32(0))
+    for axis in (0, 1):
         along = np.moveaxis(found, axis, 0)
-        for order in (range(1, len(along)), range(len(along) - 2, -1, -1)):
-            step = 1 if isinstance(order, range) and order.step == 1 else -1
-            for k in order:
-                np.minimum(along[k], along[k - step] + 1, out=along[k])
-    return found
+        for k in range(1, len(along)):
+            np.minimum(along[k], along[k - 1] + 1, out=along[k])
+        for k in range(len(along) - 2, -1, -1):
+            np.minimum(along[k], along[k + 1] + 1, out=along[k])
+    return found[1:-1, 1:-1]
 
 
 def signed_distance(mask: Array) -> Array:

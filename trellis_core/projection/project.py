@@ -1,8 +1,8 @@
 """Pictures onto the texture of a mesh.
 
 A texel takes from a picture what its camera sees there. Coarse colours stay the model's own, because pictures are lit and
-base colours are not; fine ones come from the picture. What no picture sees keeps its colours, and weights that fade towards outlines,
-folds and grazing angles leave no seam.
+base colours are not; fine ones come from the picture. What no picture sees keeps its colours, and weights that fade towards
+outlines, folds and grazing angles leave no seam.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from ..context import QUIET, RunContext
 from ..texturing.fill import GapFiller
 from ..texturing.raster import Interpolator, Texels, rasterise
 from .camera import PictureCamera, Seen, look
-from .images import blur, distance_inside, masked_blur, sample
+from .images import centres, distance_inside, masked_blur, resized, sample
 from .register import register
 from .search import Match, Model, find_camera
 
 Array = np.ndarray
 _SIDE = 768  # pixels of a picture that is projected
 _CONFIDENT = 0.5
-_GRAZING = 0.25  # cosine between normal and view from which a texel begins to take from a picture
-_FADE = 0.02  # sides of the picture over which the weight rises from an outline or fold
+_GRAZING = 0.12  # cosine between normal and view from which a texel begins to take from a picture
+_FADE = 0.008  # sides of the picture over which the weight rises from an outline or fold
 _DEPTH = 0.01  # nearness by which a texel may lie behind what is seen there, in its own nearness
 _BAND = 1.5  # voxels: details finer than this come from the picture
 
@@ -67,6 +67,7 @@ def project_pictures(
     voxel: float,
     detail: float = 1.0,
     raw: bool = False,
+    matches: Sequence[Match] = (),
     ctx: RunContext = QUIET,
 ) -> Projected:
     """Bring the pictures' details onto the texture.
@@ -77,6 +78,7 @@ def project_pictures(
         voxel: size in object space of what the model's own colours can show.
         detail: 0..1, how much is taken from the pictures.
         raw: take the pictures' colours as they are, light and all.
+        matches: the pictures' cameras, if they were found before on a finer or coarser mesh of the same object.
         ctx: told the progress.
     """
     size = len(base_color)
@@ -84,11 +86,12 @@ def project_pictures(
     texels, point, normal = _texels(vertices, faces, normals, uvs, size)
     own = base_color.reshape(-1, 4)[texels, :3].astype(np.float32) / 255
     total, weights = np.zeros_like(own), np.zeros(len(own), np.float32)
-    matches, used = [], []
+    known, matches, used = matches, [], []
     for number, view in enumerate(views):
         part = ctx.part(number / len(views), (number + 1) / len(views))
         picture = _square(view.picture)
-        match = find_camera(model, picture, view.azimuth, view.elevation, part.part(0.0, 0.5))
+        search = part.part(0.0, 0.5)
+        match = known[number] if known else find_camera(model, picture, view.azimuth, view.elevation, search)
         matches.append(match)
         used.append(match.confidence >= _CONFIDENT)
         if used[-1]:
@@ -126,7 +129,7 @@ def _project(
     image = image.reshape(size, size, 4)
     field = register(image, picture)
     ctx.report(0.5)
-    moved = (_centres(size) + field).reshape(-1, 2)
+    moved = (centres(size) + field).reshape(-1, 2)
     shown = sample(picture, moved).reshape(size, size, 4).astype(np.float32)
     both = np.minimum(image[..., 3], shown[..., 3] > 0.9).astype(np.float32)
     if raw:
@@ -183,20 +186,13 @@ def _textured(seen: Seen, model: Model, base_color: Array, uvs: Array) -> Array:
 
 
 def _vertex_colors(base_color: Array, uvs: Array) -> Array:
-    smooth = blur(base_color[..., :3].astype(np.float32) / 255, 1.0)
-    return sample(smooth, uvs.astype(np.float64) * len(base_color))
+    row, column = ((uvs[:, k] * len(base_color)).astype(int).clip(0, len(base_color) - 1) for k in (1, 0))
+    return base_color[row, column, :3] / 255.0
 
 
 def _square(picture: Array) -> Array:
     """At most `_SIDE` pixels a side."""
-    from .search import _resized
-
-    return picture if len(picture) <= _SIDE else _resized(picture, _SIDE)
-
-
-def _centres(size: int) -> Array:
-    axis = np.arange(size, dtype=np.float32) + 0.5
-    return np.stack(np.meshgrid(axis, axis), axis=2)
+    return picture if len(picture) <= _SIDE else resized(picture, _SIDE)
 
 
 def _filled(base_color: Array, texels: Array, result: Array) -> Array:

@@ -1,10 +1,10 @@
-"""Small misfits between a picture and a model seen through the same camera: a smooth displacement field (demons, Thirion 1998)."""
+"""Small misfits between a picture and a model seen through one camera: a smooth displacement field (demons, Thirion 1998)."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from .images import blur, sample, signed_distance
+from .images import blur, centres, sample, signed_distance
 
 Array = np.ndarray
 _LEVELS = (48, 96, 192)
@@ -52,12 +52,7 @@ def _features(image: Array) -> Array:
 
 def _warped(image: Array, field: Array) -> Array:
     size = len(image)
-    return sample(image, (_centres(size) + field).reshape(-1, 2)).reshape(image.shape)
-
-
-def _centres(size: int) -> Array:
-    axis = np.arange(size, dtype=np.float32) + 0.5
-    return np.stack(np.meshgrid(axis, axis), axis=2)
+    return sample(image, (centres(size) + field).reshape(-1, 2)).reshape(image.shape)
 
 
 def _resized(image: Array, size: int) -> Array:
@@ -65,4 +60,4 @@ def _resized(image: Array, size: int) -> Array:
     if size == len(image):
         return image
     smooth = blur(image, 0.5 * len(image) / size) if size < len(image) else image
-    return sample(smooth, (_centres(size) * (len(image) / size)).reshape(-1, 2)).reshape(size, size, -1).astype(np.float32)
+    return sample(smooth, (centres(size) * (len(image) / size)).reshape(-1, 2)).reshape(size, size, -1).astype(np.float32)

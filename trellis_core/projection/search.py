@@ -13,7 +13,7 @@ import numpy as np
 
 from ..context import QUIET, RunContext
 from .camera import PictureCamera, Seen, look
-from .images import blur, sample, signed_distance
+from .images import blur, resized, sample, signed_distance
 
 Array = np.ndarray
 _SIDE = 48
@@ -87,7 +87,7 @@ def find_camera(
         azimuth, elevation: degrees, where they are known; the search then stays within 25 degrees.
     """
     model = coarser(model)
-    small, middle = _resized(picture, _SIDE), _resized(picture, _MIDDLE)
+    small, middle = resized(picture, _SIDE), resized(picture, _MIDDLE)
     rng = np.random.default_rng(0)
     points, colors = _surface_points(model, rng)
     found = []
@@ -104,7 +104,7 @@ def find_camera(
             best = match
         ctx.report(0.4 + 0.6 * (number + 1) / _KEPT)
     assert best is not None
-    return _refined(model, best.camera, _resized(picture, _FINE), _LAST_ROUNDS, ctx)
+    return _refined(model, best.camera, resized(picture, _FINE), _LAST_ROUNDS, ctx)
 
 
 def judge(model: Model, camera: PictureCamera, picture: Array) -> Match:
@@ -236,14 +236,3 @@ def _box_of(picture: Array) -> tuple[float, float, float, float]:
     rows, columns = np.nonzero(picture[..., 3] > 0.5)
     size = len(picture)
     return columns.min() / size, rows.min() / size, (columns.max() + 1) / size, (rows.max() + 1) / size
-
-
-def _resized(picture: Array, size: int) -> Array:
-    """Area-averaged, with straight alpha."""
-    from PIL import Image
-
-    premultiplied = np.concatenate([picture[..., :3] * picture[..., 3:], picture[..., 3:]], axis=2).astype(np.float32)
-    planes = [Image.fromarray(premultiplied[..., k]).resize((size, size), Image.Resampling.BOX) for k in range(4)]
-    small = np.stack([np.asarray(plane) for plane in planes], axis=2)
-    small[..., :3] /= np.maximum(small[..., 3:], 1e-4)
-    return small.clip(0, 1)
