@@ -31,7 +31,8 @@ BELOW = {
     "gltf": {"mesh", "ovoxel"},
     "preview": {"mesh", "asset", "gltf"},
     "reference": {"mesh", "ovoxel"},
-    "asset": {"texturing", "gltf", "mesh", "ovoxel", "memory", "reference"},
+    "projection": {"mesh", "texturing"},
+    "asset": {"projection", "texturing", "gltf", "mesh", "ovoxel", "memory", "reference"},
     "nodes.host": {"fal", "family", "file_names", "latent_preview", "lora", "memory", "preview", "weights"},
 }
 """What else a room may import; rooms that are not named here are on top of these."""

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from ..context import QUIET, RunContext
+from ..mesh.scanline import Layer, barycentric, dot, visible_layers
 from .occlusion import DepthMap, Floor, look_along, open_sky, tap_set
-from .scanline import Layer, barycentric, dot, visible_layers
 from .shading import KEY, decode_srgb, encode_srgb, shade, tone_map
 
 OVERSAMPLING = 2

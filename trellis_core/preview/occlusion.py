@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .scanline import barycentric, dot, visible_layers
+from ..mesh.scanline import barycentric, dot, visible_layers
 
 MAP_SIDE = 384
 TAPS = 8

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .scanline import dot
+from ..mesh.scanline import dot
 
 
 def direction(azimuth: float, elevation: float) -> np.ndarray:

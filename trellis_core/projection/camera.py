@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..preview.scanline import Layer, barycentric, visible_layers
+from ..mesh.scanline import Layer, barycentric, visible_layers
 
 Array = np.ndarray
 

@@ -127,7 +127,7 @@ def _project(
     image[seen.pixel, :3] = _textured(seen, model, base_color, uvs)
     image[seen.pixel, 3] = 1
     image = image.reshape(size, size, 4)
-    field = register(image, picture)
+    field = register(image, picture, _BAND * voxel * camera.scale)
     ctx.report(0.5)
     moved = (centres(size) + field).reshape(-1, 2)
     shown = sample(picture, moved).reshape(size, size, 4).astype(np.float32)

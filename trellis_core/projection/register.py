@@ -14,11 +14,13 @@ _FURTHEST = 0.05  # sides of the picture that a pixel may move
 _REACH = 0.08  # sides of the picture up to which distances to the outline count
 
 
-def register(model: Array, picture: Array) -> Array:
+def register(model: Array, picture: Array, coarse: float) -> Array:
     """Where each pixel of the model's image lies in the picture.
 
     Args:
         model, picture: float32 [S, S, 4] in 0..1, straight alpha.
+        coarse: size of the smallest details that the model can show, in sides of the picture. Finer ones of the picture would
+            only pull it about.
 
     Returns:
         float32 [S, S, 2] steps (x, y) in pixels: what the model shows at p, the picture shows at p + step.
@@ -27,7 +29,7 @@ def register(model: Array, picture: Array) -> Array:
     field = np.zeros((_LEVELS[0], _LEVELS[0], 2), np.float32)
     for level in _LEVELS:
         field = _resized(field, level) * (level / len(field))
-        wanted, given = _features(_resized(model, level)), _features(_resized(picture, level))
+        wanted, given = (_features(_resized(image, level), coarse * level) for image in (model, picture))
         for _ in range(_ROUNDS):
             warped = _warped(given, field)
             differ = wanted - warped
@@ -41,11 +43,12 @@ def register(model: Array, picture: Array) -> Array:
     return _resized(field, size) * (size / len(field))
 
 
-def _features(image: Array) -> Array:
+def _features(image: Array, sigma: float) -> Array:
     """Distance to the outline and, inside, colours without their local mean: what light does not change."""
     size, mask = len(image), image[..., 3:] > 0.5
     distance = np.clip(signed_distance(mask[..., 0])[..., None] / (_REACH * size), -1, 1)
     color = image[..., :3] * image[..., 3:]
+    color = blur(color, sigma)
     local = color - blur(color, 0.08 * size)
     return np.concatenate([1.5 * distance, 1.5 * local * mask], axis=2).astype(np.float32)
 

@@ -27,6 +27,7 @@ _KEPT = 4
 _ROUNDS, _LAST_ROUNDS = 9, 6
 _STEPS = np.array([0.5, 0.5, 0.5, 0.02, 0.005, 0.003, 0.003])  # to differentiate by, as the camera's fields
 _TRUST = np.array([8.0, 8.0, 5.0, 0.1, 0.05, 0.03, 0.03])  # furthest step of a round
+_SOFT = 0.012  # sides of the picture: details finer than this do not count
 _COLOUR = 12.0  # pixels of outline error that a colour error of 1 counts as
 _LEAST_OUTLINE, _LEAST_COLOUR = 0.80, 0.20
 
@@ -179,7 +180,7 @@ def _refined(model: Model, camera: PictureCamera, picture: Array, rounds: int, c
     size = len(picture)
     there = picture[..., 3] > 0.5
     field = blur(signed_distance(there).astype(np.float32), 1.0)[..., None]
-    light = blur((picture[..., :3] * picture[..., 3:]).astype(np.float32), 1.5)
+    light = blur((picture[..., :3] * picture[..., 3:]).astype(np.float32), _SOFT * size)
     best = None
     damping = 1e-2
     for _ in range(rounds):
