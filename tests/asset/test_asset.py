@@ -17,6 +17,7 @@ from trellis_core.asset.asset import Asset, make_asset
 from trellis_core.context import RunContext
 from trellis_core.errors import Cancelled, EmptyResultError, InputError
 from trellis_core.gltf.placement import Placement
+from trellis_core.projection.project import View
 from trellis_core.settings import GenerationSettings
 from trellis_core.values import Mesh, PbrVoxels
 
@@ -174,3 +175,13 @@ def test_saving_and_the_report(tmp_path: Path) -> None:
 def _welded(asset: Asset) -> np.ndarray:
     _, inverse = np.unique(Placement().points(asset.vertices.numpy()), axis=0, return_inverse=True)
     return inverse.reshape(-1)[asset.faces.numpy()]
+
+
+def test_the_pictures_detail_goes_onto_the_texture_or_the_report_says_why_not() -> None:
+    mesh, voxels = decoded(*ball(), 16)
+    cross = np.zeros((64, 64, 4), np.float32)
+    cross[4:60, 28:36] = cross[28:36, 4:60] = (0.1, 0.9, 0.1, 1)
+    wanted = PLAIN.model_copy(update={"picture_detail": 1.0})
+    asset = make_asset(mesh, voxels, wanted, pictures=[View(cross)])
+    assert "not projected" in asset.report.note
+    assert torch.equal(asset.base_color, make_asset(mesh, voxels, PLAIN).base_color)

@@ -176,6 +176,7 @@ def make_asset(
         with clock.step("write", 0.9, 1.0) as part, obeying(part):
             fitted = Fitted(glb_bytes([one.part for one in textured], packing, extras), packing, "")
     ctx.report(1.0)
+    fitted = fitted if shown is None else replace(fitted, note=" ".join(filter(None, (fitted.note, shown.note))))
     return _asset(textured, fitted, clock.seconds, used)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..context import RunContext
 from ..gltf.glb import Part
 from ..mesh.topology import Array
-from ..projection.project import View, project_pictures
+from ..projection.project import CONFIDENT, View, project_pictures
 from ..projection.search import Match
 from ..texturing.back_projection import BackProjector
 from ..texturing.bake import Bake, bake
@@ -74,6 +74,13 @@ class Pictures:
     def __init__(self, views: Sequence[View], detail: float) -> None:
         self.views, self.detail = views, detail
         self.found: tuple[Match, ...] = ()
+
+    @property
+    def note(self) -> str:
+        """What a reader of the report should know: pictures whose cameras were not found well enough."""
+        left = [n for n, match in enumerate(self.found, 1) if match.confidence < CONFIDENT]
+        which = "The picture was" if len(self.found) == 1 else f"Pictures {', '.join(map(str, left))} were"
+        return f"{which} not projected onto the texture: the model does not look like it from any side." if left else ""
 
     def onto(
         self, vertices: Array, faces: Array, normals: Array, uvs: Array, base_color: Tensor, voxel: float, ctx: RunContext

@@ -23,7 +23,8 @@ from .search import Match, Model, find_camera
 
 Array = np.ndarray
 _SIDE = 768  # pixels of a picture that is projected
-_CONFIDENT = 0.5
+CONFIDENT = 0.5
+"""Confidence below which a picture is not projected."""
 _GRAZING = 0.12  # cosine between normal and view from which a texel begins to take from a picture
 _FADE = 0.008  # sides of the picture over which the weight rises from an outline or fold
 _DEPTH = 0.01  # nearness by which a texel may lie behind what is seen there, in its own nearness
@@ -93,13 +94,15 @@ def project_pictures(
         search = part.part(0.0, 0.5)
         match = known[number] if known else find_camera(model, picture, view.azimuth, view.elevation, search)
         matches.append(match)
-        used.append(match.confidence >= _CONFIDENT)
+        used.append(match.confidence >= CONFIDENT)
         if used[-1]:
             color, weight = _project(
                 match.camera, model, base_color, uvs, picture, point, normal, own, voxel, raw, part.part(0.5, 1)
             )
             total += color * weight[:, None]
             weights += weight
+    if not any(used):
+        return Projected(base_color, tuple(matches), tuple(used), 0.0)
     share = np.minimum(weights, 1) * detail
     found = total / np.maximum(weights, 1e-6)[:, None]
     result = own + share[:, None] * (found - own)
