@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from trellis_core.context import RunContext
 from trellis_core.errors import Cancelled
-from trellis_core.preview import Camera, Material, contact_sheet, render
 from trellis_core.mesh.scanline import visible_layers
+from trellis_core.preview import Camera, Material, contact_sheet, render
 
 FRONT = Camera(azimuth=0, elevation=0)
 SIZE = 48
