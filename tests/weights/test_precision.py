@@ -212,3 +212,25 @@ def test_every_kind_decodes_as_the_format_s_own_package(tmp_path: Path) -> None:
         write_gguf(tmp_path / "a.gguf", {"w": (code, (4, 512), raw.tobytes())})
         found = gguf.read_tensor(tmp_path / "a.gguf", gguf.read_table(tmp_path / "a.gguf")["w"])
         assert np.array_equal(found.numpy(), expected.astype(np.float32)), kind.name
+
+
+@pytest.mark.parametrize(("note", "reason"), [
+    (b"[" * 500, "nested 500 deep"), (b"\xff", "not UTF-8"), (b"[1]", "JSON object, not list"),
+    (b'{"format": ["int8_tensorwise"]}', "'int8_tensorwise', 'float8_e4m3fn' or 'float8_e5m2'"),
+    (b'{"convrot": 3}', "valid boolean"), (b'{"convrot": true, "convrot_groupsize": 0}', "greater than or equal to 1"),
+    (b'{"convrot": true, "convrot_groupsize": "4"}', "valid integer"),
+    (b'{"convrot": true, "convrot_groupsize": 7}', "groups of 7"),
+    (b'{"convrot": true, "convrot_groupsize": 8}', "no power of 4"),
+])  # fmt: skip
+def test_notes_on_codes_are_judged(note: bytes, reason: str) -> None:
+    text = torch.frombuffer(bytearray(note), dtype=torch.uint8)
+    for shaped in (text, text[None], text[:, None]):
+        tensors = {"a.weight": torch.ones(4, 8, dtype=torch.int8), "a.comfy_quant": shaped}
+        with pytest.raises(ValueError, match=reason):
+            coded.decode(tensors["a.weight"], "a.weight", tensors.__contains__, tensors.__getitem__)
+
+
+def test_a_note_in_numbers_is_none() -> None:
+    tensors = {"a.weight": torch.ones(4, 8, dtype=torch.int8), "a.comfy_quant": torch.ones(3)}
+    with pytest.raises(ValueError, match="not a short text in bytes"):
+        coded.decode(tensors["a.weight"], "a.weight", tensors.__contains__, tensors.__getitem__)

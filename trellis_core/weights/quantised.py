@@ -58,7 +58,7 @@ def decode(codes: Tensor, key: str, has: Callable[[str], bool], read: Callable[[
 def _facts(text: Tensor) -> Facts:
     if text.dtype != torch.uint8 or text.numel() > 1 << 16:
         raise ValueError(f'"comfy_quant" is {text.numel()} numbers of {text.dtype}, not a short text in bytes')
-    values = parse_object(bytes(text.tolist()), '"comfy_quant"', raising=ValueError)
+    values = parse_object(bytes(text.flatten().tolist()), '"comfy_quant"', raising=ValueError)
     return checked(Facts, values, '"comfy_quant"', raising=ValueError)
 
 
