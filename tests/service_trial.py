@@ -257,6 +257,7 @@ def pipelined(server: Server, held: list[Stranger]) -> None:
         held.append(one)
         one.socket.settimeout(1)
         one.send(one.head("GET", f"/openapi.json?endpoint_id={APP}") * 1000)
+    time.sleep(0.02)
 
 
 ATTACKS: dict[str, tuple[Attack, int]] = {
