@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 import zipfile
 from pathlib import Path
 
@@ -18,8 +20,10 @@ from trellis_core.family import load_family
 from trellis_core.gltf.read_textured import read_textured_mesh
 from trellis_core.lora.read import read_lora
 from trellis_core.lora.stack import Lora, match
-from trellis_core.training.lora.data import Views, _collect, _Object, _unzip, draw, prepare
+from trellis_core.training.lora.data import Prepared, Views, _collect, _Object, _unzip, draw, prepare
 from trellis_core.training.lora.loss_plot import draw_curve, running_mean
+from trellis_core.training.lora.progress import Progress
+from trellis_core.training.lora.samples import change_between
 from trellis_core.training.lora.train import Recipe, train
 
 pytest.importorskip("peft")
@@ -105,6 +109,8 @@ def test_every_stage_learns_and_its_file_fits(prepared, stage, tmp_path):
     assert len(losses) == 24
     assert (tmp_path / stage / "loss.png").is_file()
     assert [p.name for p in (tmp_path / stage / "samples").iterdir()] == ["step_00024.png"]
+    assert Image.open(tmp_path / stage / "before_after.png").size == (2 * 256, 2 * 256), "two objects, before and after"
+    assert json.loads((tmp_path / stage / "change.json").read_text())["change"] > 0
     (report,) = match(family, Lora(file))
     assert report.stage == stage and not report.skipped and not report.warnings and report.share > 1e-4
     (adapter,) = read_lora(file).adapters
@@ -151,6 +157,85 @@ def test_wrong_calls_are_said_at_once(tmp_path, capsys, arguments, words):
     call = ["train-lora", "--data", str(tmp_path / "empty"), "--out", str(tmp_path / "out"), "--stage", "shape", *arguments]
     assert main(call) == 1
     assert words in capsys.readouterr().err
+
+
+def call(monkeypatch, data, out, *arguments, change=0.5):
+    """The command with training itself left out: the recipe that it would have been given."""
+    seen = []
+
+    def trained(family, stage, prepared, resolution, recipe, folder, ctx):
+        seen.append((stage, recipe))
+        (folder / stage).mkdir(parents=True)
+        (folder / stage / "change.json").write_text(json.dumps({"change": change}))
+        (folder / f"{stage}.safetensors").write_bytes(b"")
+        return folder / f"{stage}.safetensors"
+
+    def prepared(*given):
+        seen.append(given[3])
+        return Prepared(*[torch.zeros(1, 1)] * 7)
+
+    monkeypatch.setattr("trellis_core.training.lora.train.train", trained)
+    monkeypatch.setattr("trellis_core.training.lora.train.prepare", prepared)
+    assert main(["train-lora", "--data", str(data), "--out", str(out), *arguments]) == 0
+    return seen
+
+
+def test_rate_steps_and_views_are_the_familys_own(monkeypatch, tmp_path, data):
+    views, (_, recipe), (second, _) = call(monkeypatch, data, tmp_path / "a", "--stage", "shape", "--stage", "texture")
+    usual = load_family("mini").lora_training
+    assert (recipe.learning_rate, recipe.steps) == (usual.learning_rate, usual.steps) and second == "texture"
+    assert (views.count, views.azimuth) == (usual.views, usual.azimuth) and usual.learning_rate > 1e-4
+    for flag in ("--weights", "--family"):
+        given = (
+            "--stage",
+            "shape",
+            flag,
+            "mini",
+            "--steps",
+            "123",
+            "--learning-rate",
+            "2e-4",
+            "--views",
+            "2",
+            "--azimuth",
+            "0",
+        )
+        views, (_, recipe) = call(monkeypatch, data, tmp_path / flag, *given)
+        assert (recipe.learning_rate, recipe.steps, views) == (2e-4, 123, Views(2, 0.0))
+
+
+def test_a_lora_that_hardly_acts_is_told(monkeypatch, tmp_path, data, capsys):
+    call(monkeypatch, data, tmp_path / "a", "--stage", "texture", change=0.004)
+    told = capsys.readouterr()
+    assert "before_after.png: before and after, 0.4%" in told.out and "hardly acts" in told.err and "--steps" in told.err
+    call(monkeypatch, data, tmp_path / "b", "--stage", "texture", change=0.2)
+    assert "hardly acts" not in capsys.readouterr().err
+
+
+def test_what_is_told_without_a_terminal():
+    stream = io.StringIO()
+    progress = Progress("texture", 10, 30, stream)
+    for _ in range(20):
+        progress.step(0.5)
+    lines = stream.getvalue().splitlines()
+    assert lines[0].startswith("texture  step 11 of 30, loss 0.5000, ") and lines[0].endswith(" left")
+    assert lines[-1] == "texture  step 30 of 30, loss 0.5000, 0:00 left"
+
+
+def test_the_missing_package_is_told_with_the_extra(monkeypatch, tmp_path, data, capsys):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    monkeypatch.setattr("trellis_core.training.lora.train.find_spec", lambda name: None)
+    assert main(["train-lora", "--data", str(data), "--out", str(tmp_path), "--stage", "shape"]) == 1
+    assert "pip install -e .[lora]" in capsys.readouterr().err
+
+
+def test_change_between_pictures_is_that_of_what_they_show():
+    white = Image.new("RGB", (10, 10), "white")
+    red, blue = white.copy(), white.copy()
+    red.paste((255, 0, 0), (4, 4, 6, 6))
+    blue.paste((0, 0, 255), (4, 4, 6, 6))
+    assert change_between(red, red) == change_between(white, white) == 0
+    assert change_between(red, blue) == pytest.approx(2 / 3)
 
 
 def test_a_zip_cannot_write_elsewhere(tmp_path):

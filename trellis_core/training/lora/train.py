@@ -158,20 +158,20 @@ def train(family: Family, stage: str, data: Prepared, resolution: int, recipe: R
         state = _State(folder / "state.pt", {**vars(recipe), "stage": stage, "resolution": resolution, "family": family.name})
         losses = state.resume(trained, optimizer)
         loss = _loss(stage, model, data, ctx.device)
-        progress = Progress(stage, len(losses), recipe.steps)
+        progress, after = Progress(stage, len(losses), recipe.steps), None
         for step in range(len(losses), recipe.steps):
             ctx.check()
             losses.append(_step(step, loss, recipe, trained, optimizer))
             progress.step(losses[-1])
             done = step + 1
             if done % recipe.sample_every == 0 or done == recipe.steps:
-                picture = draw_sample(family, stage, model, data, resolution, ctx)
-                write_picture(folder / "samples" / f"step_{done:05}.png", picture)
+                after = draw_sample(family, stage, model, data, resolution, ctx)
+                write_picture(folder / "samples" / f"step_{done:05}.png", after)
             if done % SAVE_EVERY == 0 or done == recipe.steps:
                 state.keep(trained, optimizer, losses)
                 write_picture(folder / "loss.png", draw_curve(losses))
         progress.close()
-        after = draw_sample(family, stage, model, data, resolution, ctx)
+        after = after or draw_sample(family, stage, model, data, resolution, ctx)  # a run that was complete before
         deltas = _deltas(model)
         with _without_adapter(model):
             before = draw_sample(family, stage, model, data, resolution, ctx)
