@@ -13,7 +13,7 @@ from trellis_core import stages
 from trellis_core.asset.asset import make_asset, refine_mesh
 from trellis_core.asset.report import EXTRAS
 from trellis_core.family import Family, load_family
-from trellis_core.gltf.read import split_glb
+from trellis_core.gltf.container import split_glb
 from trellis_core.lora.source import BUNDLED
 from trellis_core.lora.stack import Lora, place
 from trellis_core.settings import LORA_FIELDS, SOURCE_FIELDS, STAGE_PREFIX, GenerationSettings

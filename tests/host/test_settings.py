@@ -9,7 +9,7 @@ import pytest
 
 from trellis_core.asset.report import EXTRAS
 from trellis_core.family import load_family
-from trellis_core.gltf.read import split_glb
+from trellis_core.gltf.container import split_glb
 from trellis_core.presets import PRESETS
 
 from .conftest import ROOT, Host
