@@ -41,7 +41,7 @@ class _Proxy:
     def __init__(self, server: Faulty) -> None:
         self.server, self.seen = server, []
 
-    async def __call__(self, request: web.Request) -> web.Response:
+    async def handle(self, request: web.Request) -> web.Response:
         self.seen.append((request.method, str(request.url), request.headers.get("Proxy-Authorization")))
         target = f"{self.server.url}{request.path_qs}"
         headers = {k: v for k, v in request.headers.items() if k in ("Authorization", "Range", "Content-Type", ONCE)}
@@ -54,7 +54,7 @@ class _Proxy:
 def test_everything_goes_through_the_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     with faulty() as server:
         proxy = _Proxy(server)
-        with served(proxy) as address:
+        with served(proxy.handle) as address:
             monkeypatch.setenv(variable, address.replace("http://", "http://user:word@"))
             server.url, direct = "http://api.example", server.url
             proxy.server = Faulty(url=direct)
@@ -98,7 +98,7 @@ def test_the_proxy_of_each_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_strangers_name_is_fetched_without_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     with faulty() as server:
         proxy = _Proxy(server)
-        with served(proxy) as address:
+        with served(proxy.handle) as address:
             monkeypatch.setenv("HTTP_PROXY", address)
             with pytest.raises(FetchError, match="not a public host"):
                 fetch_bytes(f"{server.url}/files/a.glb", limit_bytes=1000)
