@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Builds the documentation as a site in site/. Broken links, missing pages and docstrings that cannot be read are errors.
+# `bash scripts/docs.sh serve` shows it while you write.
+source "$(dirname "${BASH_SOURCE[0]}")/venv.sh" docs
+exec "$python" -m mkdocs "${1:-build}" --quiet
