@@ -28,4 +28,4 @@ for style in "${@:-tall blocky gold}"; do
     esac
   done
 done
-"$python" -m trellis_core.training.lora.demo_pictures --out examples/loras.jpg
+"$python" -m trellis_core.training.lora.demo_pictures --out docs/loras.jpg

@@ -1,4 +1,4 @@
-"""Writes docs/settings.md, the list of all settings, from the one place that knows them: `python scripts/make_settings_page.py`."""
+"""Writes docs/settings.md, the list of all settings, from the one place that knows them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ HEAD = """# Settings
 
 <!-- Written by scripts/make_settings_page.py from trellis_core/settings.py: change it there. -->
 
-Every face of the program has these settings: the nodes' widgets, the flags of the command line (`texture_size` is `--texture-size`), the
-fields of `GenerationSettings`, and the fields of a request to fal or to your own server. Where the weights' `pipeline.json` recommends
-another default, that one is used unless you give a value.
+Every face of the program has these settings: the nodes' widgets, the flags of the command line (`texture_size` is
+`--texture-size`), the fields of `GenerationSettings`, and the fields of a request to fal or to your own server. Where the weights'
+`pipeline.json` recommends another default, that one is used unless you give a value.
 
 """
 
@@ -35,7 +35,9 @@ def page() -> str:
 
 
 def _range(field: Any) -> str:
-    choices = next((get_args(kind) for kind in (field.annotation, *get_args(field.annotation)) if get_origin(kind) is Literal), ())
+    choices = next(
+        (get_args(kind) for kind in (field.annotation, *get_args(field.annotation)) if get_origin(kind) is Literal), ()
+    )
     if choices:
         return ", ".join(f"`{choice}`" for choice in choices)
     if field.annotation is bool:

@@ -1,6 +1,6 @@
 """What the demonstration LoRAs do, as one picture: a row for each, the picture and finished models at strengths 0, 0.5, 1.
 
-python -m trellis_core.training.lora.demo_pictures --out examples/loras.jpg
+python -m trellis_core.training.lora.demo_pictures --out docs/loras.jpg
 """
 
 from __future__ import annotations
