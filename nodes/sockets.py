@@ -77,6 +77,7 @@ class _MemoryFile:
 
 def glb_file(data: bytes, picture: Any = None) -> Any:
     """A GLB in memory as the host's 3D file. A picture of it stays on the object, for those who save it."""
+    file: Any
     if hasattr(Types, "File3D"):
         from io import BytesIO
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the code must look like, checked in a minute: ruff's rules and its formatting (see [tool.ruff] in pyproject.toml).
+# What the code must look like, checked in a minute: ruff's rules, its formatting and pyright's types (see pyproject.toml).
 # `bash scripts/lint.sh --fix` mends what can be mended by itself.
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh" lint
 if [ "${1:-}" = --fix ]; then
@@ -8,3 +8,4 @@ if [ "${1:-}" = --fix ]; then
 fi
 "$python" -m ruff check --quiet .
 "$python" -m ruff format --quiet --check .
+"$python" -m pyright --pythonpath "$python"

@@ -65,7 +65,7 @@ def add_key_route() -> None:
         return web.json_response({"keyed": notebook().keyed()})
 
     @routes.post("/trellis2/fal_keys")
-    async def keep(request: web.Request) -> web.Response:
+    async def keep(request: Any) -> web.Response:
         try:
             gate.check_encoding(request)
             gate.check_page(request, gate.own_host(request), allowed)

@@ -61,7 +61,8 @@ def open_picture(source: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
             raise InputError(f"{name} is damaged or cut off ({error}); export it again.") from error
     if read.mode != "RGBA":
         return read
-    least, most = read.getchannel("A").getextrema()
+    extremes: Any = read.getchannel("A").getextrema()
+    least, most = extremes
     if most <= OPAQUE:
         raise InputError(f"{name} is transparent everywhere: its alpha channel shows no subject.")
     return read.convert("RGB") if least > OPAQUE else _straight(read)
@@ -168,7 +169,7 @@ def _bounded(picture: Image.Image) -> Image.Image:
     if picture.width * picture.height <= FINE_PIXELS:
         return picture
     if "A" in picture.getbands():
-        opaque = picture.getchannel("A").point(lambda value: 255 * (value > OPAQUE)).getbbox() or box
+        opaque = picture.getchannel("A").point([255 * (value > OPAQUE) for value in range(256)]).getbbox() or box
         margin = max(opaque[2] - opaque[0], opaque[3] - opaque[1]) // 4 + MIN_SIDE
         left, top = max(opaque[0] - margin, 0), max(opaque[1] - margin, 0)
         box = left, top, min(opaque[2] + margin, picture.width), min(opaque[3] + margin, picture.height)
@@ -206,7 +207,7 @@ def _conversion(profile: bytes | None, mode: str) -> Callable[[Image.Image], Ima
         transform = ImageCms.buildTransform(theirs, ImageCms.createProfile("sRGB"), mode, "RGB")
     except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
         return None
-    return lambda colours: ImageCms.applyTransform(colours, transform)
+    return lambda colours: ImageCms.applyTransform(colours, transform) or colours
 
 
 def _straight(picture: Image.Image) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -151,8 +152,8 @@ def decide_alpha(alpha: Tensor, number: Tensor, size: int, grain: float) -> tupl
 
     picture = torch.zeros(size * size, dtype=torch.bool)
     picture[number[seen].cpu()] = True
-    patch, _ = ndimage.label(picture.view(size, size).numpy(), np.ones((3, 3)))
-    patch = torch.from_numpy(patch).flatten()[number[seen].cpu()].long()
+    labelled: Any = ndimage.label(picture.view(size, size).numpy(), np.ones((3, 3)))
+    patch = torch.from_numpy(labelled[0]).flatten()[number[seen].cpu()].long()
     large = torch.bincount(patch) >= max(_PATCH * grain, _LEAST_PATCH)
     within = alpha[seen].cpu()[large[patch]]
     if len(within) < _SEE_THROUGH_SHARE * len(alpha):

@@ -56,7 +56,7 @@ def find_networks(file: Path) -> dict[str, NetworkFile]:
 
 def role_of(network: NetworkFile) -> str | None:
     """The role that a network's config tells; None for those that no pipeline has."""
-    params = network.build().params
+    params: Any = network.build().params
     if network.name == "SLatFlowModel":
         scale = next((key for key, scale in published.SCALES.items() if scale.structure_grid == params.resolution), None)
         stage = "shape" if params.in_channels == params.out_channels else "texture"
