@@ -13,8 +13,8 @@ HEAD = """# Settings
 <!-- Written by scripts/make_settings_page.py from trellis_core/settings.py: change it there. -->
 
 Every face of the program has these settings: the nodes' widgets, the flags of the command line (`texture_size` is
-`--texture-size`), the fields of `GenerationSettings`, and the fields of a request to fal or to your own server. Where the weights'
-`pipeline.json` recommends another default, that one is used unless you give a value.
+`--texture-size`), the fields of `GenerationSettings`, and the fields of a request to fal or to your own server. Where the
+weights' `pipeline.json` recommends another default, that one is used unless you give a value.
 
 """
 
