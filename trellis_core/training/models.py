@@ -26,6 +26,7 @@ from ..asset.asset import refine_mesh
 from ..asset.report import surface_facts
 from ..errors import InputError, TrellisError
 from ..family import Family
+from ..gltf.beside import Beside
 from ..gltf.read_textured import read_textured_mesh
 from ..mesh.frames import z_up_to_y_up
 from ..preview import Camera, Material, render
@@ -82,9 +83,7 @@ def evaluated_models(folder: Path) -> list[Path]:
 
 def drawn(path: Path, azimuth: float, size: int = 384) -> tuple[Image.Image, np.ndarray]:
     """A picture of a model with alpha, and its triangles [F, 3, 3] in the camera's frame, z up."""
-    import trimesh
-
-    mesh = read_textured_mesh(path.read_bytes(), path.suffix[1:], trimesh.resolvers.FilePathResolver(path))
+    mesh = read_textured_mesh(path.read_bytes(), path.suffix, Beside(path.parent))
     corners = mesh.triangles.flatten(0, 1)
     colours, rough = corner_colours(mesh)
     faces = np.arange(len(corners)).reshape(-1, 3)
