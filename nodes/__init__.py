@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import logging
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 MODULES = ("generate", "load", "condition", "sample", "lora", "mesh", "save", "settings", "fal", "serve", "version_0_1")
 
@@ -15,6 +17,7 @@ def extension() -> Any:
 
     from . import host
 
+    _look_at_folder(Path(__file__).parents[1].name)
     host.add_weights_folder()  # not in on_load: hosts of 2025 never call it
     host.offer_examples()
     _open_routes()
@@ -24,6 +27,16 @@ def extension() -> Any:
             return _nodes()
 
     return Pack()
+
+
+def _look_at_folder(name: str) -> None:
+    """Say that the editor will not find what belongs to this pack: the host quotes the folder's name in its routes."""
+    if quote(name) != name:
+        logging.warning(
+            'TRELLIS.2 Core: in a folder called "%s" the viewer and the help pages are not found by the editor. Rename the '
+            'folder, for example to "trellis2-core": letters, digits, "-", "_" and "." are safe.',
+            name,
+        )
 
 
 def _open_routes() -> None:

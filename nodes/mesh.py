@@ -11,6 +11,7 @@ from ..trellis_core.errors import InputError
 from ..trellis_core.settings import JUDGED_MESH_GRID, MESH_GRID
 from ..trellis_core.values import Mesh
 from . import fields, host, meshes
+from .memo import remembered
 from .sockets import AnyFile3D, Asset, Family, File3D, PbrVoxels, Shape, Texture, advanced, glb_file, schema, settings_input
 
 FLAT = (128, 128, 255)
@@ -55,7 +56,11 @@ class Decode(io.ComfyNode):
         pairs = stages.decode(family, shape, texture, ctx=run.ctx)
         if texture is not None:
             run.show_voxels(pairs[0][1])
-        return io.NodeOutput([meshes.to_host(mesh) for mesh, _ in pairs], [voxels for _, voxels in pairs])
+        # The mesh does not depend on the texture: another one on the same shape leaves what follows the mesh as it is.
+        made = remembered(
+            (cls.hidden.unique_id, "mesh"), family.name, (shape,), lambda: [meshes.to_host(mesh) for mesh, _ in pairs]
+        )
+        return io.NodeOutput(made, [voxels for _, voxels in pairs])
 
 
 class Remesh(io.ComfyNode):
@@ -97,10 +102,12 @@ class Remesh(io.ComfyNode):
     def execute(cls, mesh: Any, voxels: Any = None, grid: int = 0, **values: Any) -> io.NodeOutput:
         from ..trellis_core.asset.asset import refine_loaded, refine_mesh
 
-        raw, settings, ctx = meshes.from_host(mesh), fields.settings(values), host.Run(cls).ctx
-        if voxels is None:
-            return io.NodeOutput(meshes.to_host(refine_loaded(raw, settings, grid, ctx)))
-        return io.NodeOutput(meshes.to_host(refine_mesh(raw, settings, voxels.resolution, ctx)))
+        raw, settings, ctx = meshes.from_host(mesh), fields.settings(values), host.Run(cls, "remesh").ctx
+        fine = grid if voxels is None else voxels.resolution
+        refine = refine_loaded if voxels is None else refine_mesh
+        key = voxels is None, fine, settings
+        who = cls.hidden.unique_id, "refined"
+        return io.NodeOutput(remembered(who, key, (mesh,), lambda: meshes.to_host(refine(raw, settings, fine, ctx))))
 
 
 class BakeTextures(io.ComfyNode):

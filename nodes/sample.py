@@ -9,9 +9,10 @@ import torch
 from comfy_api.latest import Types, io
 
 from ..trellis_core.noise import state_of, streams
-from ..trellis_core.settings import SEED_LIMIT
+from ..trellis_core.settings import ROUTE_FIELDS, SEED_LIMIT
 from . import fields, host
 from .lora import changed
+from .memo import remembered, stage_key
 from .sockets import Condition, Family, Loras, Shape, Structure, Texture, advanced, schema, settings_input
 
 
@@ -122,7 +123,13 @@ def sample_structure(
     settings = settings.model_copy(update={"resolution": 512 if coarse else 1024, "cascade": cascade})
     family = changed(family, loras, family.route(settings.resolution, cascade))
     run = host.Run(node, "structure")
-    structure = stages.sample_structure(family, condition, settings, seed, watch=run.watch(family), ctx=run.ctx)
+    key = seed, stage_key(family, "structure", settings, ("resolution", "cascade", "step_caching"))
+    structure = remembered(
+        (node.hidden.unique_id, "structure"),
+        key,
+        (condition,),
+        lambda: stages.sample_structure(family, condition, settings, seed, watch=run.watch(family), ctx=run.ctx),
+    )
     return io.NodeOutput(structure, Types.VOXEL(_dense(structure)))
 
 
@@ -169,16 +176,27 @@ class SampleShape(io.ComfyNode):
         **values: Any,
     ) -> io.NodeOutput:
         chosen = family.advised(fields.settings(values, settings))
-        return sample_shape(cls, family, condition, varied(structure, variant), loras, chosen)
+        return sample_shape(cls, family, condition, structure, variant, loras, chosen)
 
 
-def sample_shape(node: type, family: Any, condition: Any, structure: Any, loras: Any, settings: Any) -> io.NodeOutput:
+def sample_shape(
+    node: type, family: Any, condition: Any, structure: Any, variant: int, loras: Any, settings: Any
+) -> io.NodeOutput:
     """The shape latent."""
     from ..trellis_core import stages
 
     family = changed(family, loras, family.route(settings.resolution, settings.cascade))
     run = host.Run(node, "shape")
-    return io.NodeOutput(stages.sample_shape(family, condition, structure, settings, watch=run.watch(family), ctx=run.ctx))
+    key = variant, stage_key(family, "shape", settings, ROUTE_FIELDS)
+    shape = remembered(
+        (node.hidden.unique_id, "shape"),
+        key,
+        (condition, structure),
+        lambda: stages.sample_shape(
+            family, condition, varied(structure, variant), settings, watch=run.watch(family), ctx=run.ctx
+        ),
+    )
+    return io.NodeOutput(shape)
 
 
 class SampleTexture(io.ComfyNode):

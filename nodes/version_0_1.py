@@ -193,7 +193,7 @@ class SampleShape(io.ComfyNode):
     def execute(
         cls, family: Any, condition: Any, structure: Any, variant: int = 0, loras: Any = None, **values: Any
     ) -> io.NodeOutput:
-        return sample.sample_shape(cls, family, condition, sample.varied(structure, variant), loras, _settings(values))
+        return sample.sample_shape(cls, family, condition, structure, variant, loras, _settings(values))
 
 
 class SampleTexture(io.ComfyNode):
