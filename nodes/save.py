@@ -32,7 +32,8 @@ def glb_bytes(model: Any) -> bytes:
 
 
 def picture_of(model: Any) -> Any:
-    """A picture of a 3D file or a mesh: the one that its maker drew, else of its bare surface."""
+    """A picture of a 3D file or a mesh: the one that its maker drew, else of its bare surface; None of what is not read,
+    such as compressed geometry, which can be saved all the same."""
     if getattr(model, "picture", None) is not None:
         return model.picture
     from PIL import Image
@@ -41,7 +42,10 @@ def picture_of(model: Any) -> Any:
     from ..trellis_core.mesh.frames import z_up_to_y_up
     from ..trellis_core.preview.draw import render
 
-    mesh = meshes.from_host(model) if hasattr(model, "vertices") else read_mesh(model.get_bytes(), model.format)
+    try:
+        mesh = meshes.from_host(model) if hasattr(model, "vertices") else read_mesh(model.get_bytes(), model.format)
+    except InputError:
+        return None
     return Image.fromarray(render(z_up_to_y_up(mesh.vertices).numpy(), mesh.faces.numpy(), size=host.PICTURE_SIDE))
 
 
@@ -95,12 +99,14 @@ class SaveGLB(io.ComfyNode):
 
         path, entry = host.output_file(filename_prefix, ".glb")
         data = with_extras(glb_bytes(glb), host.workflow_extras(cls))
-        picture, buffer = picture_of(glb), BytesIO()
-        picture.save(buffer, "PNG")
+        picture, shown = picture_of(glb), {"3d": [entry]}
         write_whole(path, data)
-        write_whole(path.with_suffix(".png"), buffer.getvalue())
-        beside = {**entry, "filename": f"{path.stem}.png"}
-        return io.NodeOutput(glb_file(data, picture), host.below(entry), ui={"3d": [entry], "images": [beside]})
+        if picture is not None:
+            buffer = BytesIO()
+            picture.save(buffer, "PNG")
+            write_whole(path.with_suffix(".png"), buffer.getvalue())
+            shown["images"] = [{**entry, "filename": f"{path.stem}.png"}]
+        return io.NodeOutput(glb_file(data, picture), host.below(entry), ui=shown)
 
 
 class View3D(io.ComfyNode):
