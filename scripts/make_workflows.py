@@ -189,8 +189,6 @@ def _size(key: str, prompt: dict[str, Any]) -> tuple[int, int]:
     pictures = {"LoadImage": 340, "TrellisCoreSaveGLB": 580, "TrellisCoreImageConditioner": 240, "TrellisCoreAssetReport": 240}
     sampler = 240 if kind.endswith("Sampler") or kind == "TrellisCoreGenerate" else 0  # the live picture
     width = 540 if kind in ("TrellisCoreSaveGLB", "TrellisCoreAssetReport") else 330
-    if kind == "TrellisCoreSaveGLB" and any(node["class_type"] == "TrellisCoreGenerate" for node in prompt.values()):
-        width, pictures[kind] = 1000, 1150  # beside that tall node there is room
     return width, 30 + 22 * rows + 26 * widgets + pictures.get(kind, sampler)
 
 
