@@ -28,7 +28,7 @@ from .http.spool import Spool, Spooled
 from .inputs import Reader
 from .jobs import Job, JobQueue
 from .openapi import document
-from .pools import Pools
+from .pools import Pools, waited
 from .signing import Keys, Signer, WebhookKey
 from .state.accounts import Accounts
 from .state.database import Database
@@ -249,8 +249,8 @@ class Service:
         job = self._job(call)
         if job.status != "COMPLETED":
             raise FalError(400, "The request has not ended: cancel it first.", "bad_request")
-        made = [asyncio.wrap_future(self.store.delete(stored)) for stored in self.store.made_by(job.id)]
-        await asyncio.gather(self.queue.forget(job), *made)
+        for gone in [self.queue.forget(job), *map(self.store.delete, self.store.made_by(job.id))]:
+            await waited(gone)
         return web.Response(status=204)
 
     async def openapi(self, call: Call) -> web.Response:

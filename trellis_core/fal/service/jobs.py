@@ -14,6 +14,7 @@ import uuid
 from bisect import bisect_left, insort
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -201,11 +202,11 @@ class JobQueue:
         while job.status != "COMPLETED" and not self._closing:
             await job.changed.wait()
 
-    def forget(self, job: Job) -> asyncio.Future[None]:
+    def forget(self, job: Job) -> Future[None]:
         """Drop the record of a job that has ended; the future is done when that is on the disk."""
         self._jobs.pop(job.id, None)
         self._ended[job.owner].pop(job.id, None)
-        return asyncio.wrap_future(self._database.post(self._records.removing(job)))
+        return self._database.post(self._records.removing(job))
 
     def sweep(self) -> None:
         """Forget jobs that ended long ago."""

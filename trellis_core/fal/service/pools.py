@@ -45,9 +45,7 @@ class Pool:
         if self._started < self._threads:
             self._started += 1
             threading.Thread(target=self._work, name=f"{self._name}-{self._started}", daemon=True).start()
-        inner = asyncio.wrap_future(future)
-        inner.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, also if the caller is gone
-        return await asyncio.shield(inner)
+        return await waited(future)
 
     def close(self) -> None:
         """End the threads that have nothing to do."""
@@ -105,3 +103,12 @@ def _tell(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
         loop.call_soon_threadsafe(call)
     except RuntimeError:
         pass  # the loop has ended; nobody waits any more
+
+
+async def waited(future: Future[T]) -> T:
+    """The result of a future of another thread. A caller that is cancelled leaves it to end by itself, unheard."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+    future.add_done_callback(lambda _: _tell(loop, lambda: None if done.done() else done.set_result(None)))
+    await done
+    return future.result()

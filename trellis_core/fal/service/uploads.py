@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from dataclasses import replace
@@ -15,7 +14,7 @@ from ..errors import FalError, not_found
 from .config import Limits
 from .http.routes import Call, FileAnswer, Routes, answer
 from .http.spool import Spool
-from .pools import Pools
+from .pools import Pools, waited
 from .signing import Signer
 from .state.files import FileStore, Stored
 from .state.parts import MAX_PARTS, Parts
@@ -144,7 +143,7 @@ class Uploads:
         stored = self._store.get(call.parts["file"])
         if stored.owner != call.owner:
             raise not_found("The file")
-        await asyncio.wrap_future(self._store.delete(stored))
+        await waited(self._store.delete(stored))
         return web.Response(status=204)
 
     def _token_owner(self, call: Call) -> str:

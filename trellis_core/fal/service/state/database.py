@@ -6,7 +6,6 @@ that come in while the disk is busy are written in one transaction, so that many
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import queue
 import sqlite3
@@ -16,6 +15,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from ....errors import InputError
+from ..pools import waited
 from .folder import DataFolder, storage_errors
 
 T = TypeVar("T")
@@ -88,9 +88,7 @@ class Database:
             FalError: 507, the disk does not take it. Nothing of it was written.
         """
         with storage_errors():
-            inner = asyncio.wrap_future(self.post(act))
-            inner.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, also if the caller is gone
-            return await asyncio.shield(inner)
+            return await waited(self.post(act))
 
     def call(self, act: Act[T]) -> T:
         """The same for threads other than the event loop's."""
