@@ -18,7 +18,7 @@ if [ ! -e "$mark" ]; then
 fi
 .venv-lowest/bin/python -m pip list --format freeze --path "$(.venv-lowest/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" | tr '\n' ' '
 echo
-[ $# -gt 0 ] || set -- tests/test_settings.py tests/test_files.py tests/test_preflight.py tests/image tests/gltf tests/asset/test_formats.py \
-  tests/weights tests/lora/test_lora_write.py tests/lora/test_lora_stack.py tests/fal/test_fal_service.py tests/mesh/test_bad_meshes.py
+[ $# -gt 0 ] || set -- tests/test_settings.py tests/test_files.py tests/image/test_real_pictures.py tests/gltf tests/asset/test_formats.py \
+  tests/lora/test_lora_write.py tests/fal/test_fal_service.py tests/mesh/test_bad_meshes.py
 # Plugins would be found by what .venv says of its newer packages.
 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 exec .venv-lowest/bin/python -m pytest -q "$@"
