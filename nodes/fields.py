@@ -28,7 +28,10 @@ from .sockets import Choice, advanced
 ENDINGS = tuple(ending for endings in SAMPLER_FIELDS.values() for ending in endings)
 """A sampler's settings, without the stage's prefix."""
 
-ROUTE, SURFACE, TEXTURE, FILE = ROUTE_FIELDS[1:], SURFACE_FIELDS, TEXTURE_FIELDS, FILE_FIELDS
+ROUTE, SURFACE, FILE = ROUTE_FIELDS[1:], SURFACE_FIELDS, FILE_FIELDS
+TEXTURE = TEXTURE_FIELDS
+BAKE = tuple(name for name in TEXTURE if name != "picture_detail")
+"""Bake Textures is given no picture."""
 
 _PLAIN = (
     "steps", "guidance_strength", "resolution", "decimation_target", "faces", "texture_size", "remesh", "normal_map",

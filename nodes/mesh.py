@@ -121,7 +121,7 @@ class BakeTextures(io.ComfyNode):
             "Unwraps the mesh, bakes the voxels into textures, and makes a GLB of it. Give it a mesh from Remesh & "
             "Decimate: a raw one takes very long to unwrap.",
             search_aliases=["uv unwrap", "pbr", "texture"],
-            inputs=[*baking_inputs(), detail_input(), *fields.widgets(*fields.TEXTURE), settings_input()],
+            inputs=[*baking_inputs(), detail_input(), *fields.widgets(*fields.BAKE), settings_input()],
             outputs=baked_outputs(),
             hidden=[io.Hidden.unique_id],
         )

@@ -245,7 +245,7 @@ class GenerationSettings(BaseModel):
     picture_detail: Unit = Field(
         default=0.0,
         description="How much of the picture's own fine detail is projected onto the texture where the picture shows it: "
-        "0 none, 1 all. Coarse colours stay the model's.",
+        "0 none, 1 all. Coarse colours stay the model's. Bake Textures alone knows no picture.",
     )
     remesh_method: RemeshMethod = Field(
         default="solid",
