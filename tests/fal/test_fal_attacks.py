@@ -99,11 +99,9 @@ def test_silent_connections_give_way_to_others(tmp_path: Path) -> None:
 
 
 def test_who_does_not_wait_for_answers_gets_one(tmp_path: Path) -> None:
-    with serving(tmp_path) as (url, _), Stranger(url) as stranger, Stranger(url) as patient:
-        request = stranger.head("GET", f"/openapi.json?endpoint_id={APP}")
-        stranger.send(request * 500)
+    with serving(tmp_path) as (url, _), Stranger(url) as stranger:
+        stranger.send(stranger.head("GET", f"/openapi.json?endpoint_id={APP}") * 500)
         assert stranger.hear().count(b"HTTP/1.1 200") == 1
-        assert [patient.status(patient.head("GET", "/nowhere")) for _ in range(3)] == [404] * 3
 
 
 def test_the_proxy_does_not_call_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

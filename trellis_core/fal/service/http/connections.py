@@ -141,7 +141,6 @@ class Connection(web.RequestHandler):
         if self.request is None and not self._begun:
             self._begun = True
             self.deadline = self.heard + self._limits.head_seconds
-        self.hurries |= self.request is not None and self.request.content.is_eof()
         super().data_received(data)
         self.hurries |= len(self._messages) > 1
 
