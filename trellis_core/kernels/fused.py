@@ -3,6 +3,8 @@
 Every intermediate that the twin rounds to the tensors' dtype is rounded here too.
 """
 
+# pyright: reportIndexIssue=false
+# Triton's kernels are launched as kernel[grid](...), which type checkers only know where Triton is installed.
 from __future__ import annotations
 
 import torch
