@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .context import QUIET, RunContext
 from .errors import EXHAUSTED, InputError, OutOfBudgetError, WeightsError, is_exhaustion
+from .file_names import LONGEST_NAME
 from .lora.apply import Use, applied
 from .roles import (
     DECODER,
@@ -249,6 +250,8 @@ def _locate(name_or_path: str | Path) -> Path:
     if text in BUNDLED:
         return BUNDLED[text]
     path = Path(text).expanduser()
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+        raise WeightsError(f'The name "{text[:24]}..." is too long: names of files have at most {LONGEST_NAME} bytes.')
     if "\0" not in text and os.path.exists(path):
         refuse_pickle(path)
         return path.parent if path.name in (PIPELINE, TEXTURING) else path

@@ -11,7 +11,7 @@ from .files import bad_on_windows
 
 _DATE = re.compile(r"%date:([^%]+)%")
 _PART = re.compile("yyyy|yy|MM|M|dd|d|hh|h|mm|m|ss|s")
-_LONGEST = 255
+LONGEST_NAME = 255
 _ROOM = 40
 """Bytes that are put behind a name at most: stage, number and ending."""
 
@@ -34,8 +34,8 @@ def spelled_out(prefix: str, now: datetime | None = None) -> str:
     if any(not character.isprintable() for character in text):
         raise InputError("The name holds a line break or another character that is not printed: take it out.")
     for part, room in (*((folder, 0) for folder in folders), (name, _ROOM)):
-        if len(os.fsencode(part)) + room > _LONGEST:
-            raise InputError(f'The name is too long: "{part[:24]}..." may have {_LONGEST - room} bytes.')
+        if len(os.fsencode(part)) + room > LONGEST_NAME:
+            raise InputError(f'The name is too long: "{part[:24]}..." may have {LONGEST_NAME - room} bytes.')
         if os.name == "nt" and part and (why := bad_on_windows(part)):
             raise InputError(f'"{part}" cannot be in a file\'s name: {why}.')
     return text
