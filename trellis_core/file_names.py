@@ -12,6 +12,7 @@ from .files import bad_on_windows
 _DATE = re.compile(r"%date:([^%]+)%")
 _PART = re.compile("yyyy|yy|MM|M|dd|d|hh|h|mm|m|ss|s")
 LONGEST_NAME = 255
+"""Bytes that a file's name may have on all common systems."""
 _ROOM = 40
 """Bytes that are put behind a name at most: stage, number and ending."""
 

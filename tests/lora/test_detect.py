@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trellis_core.lora.deltas import Difference, LowRank
+from trellis_core.lora.deltas import Decomposed, Difference, LowRank
 from trellis_core.lora.detect import CERTAIN, GUESSED, TOLD, by_magnitude, magnitude_names, origin_of
 from trellis_core.lora.read import Adapter, LoraFile
 from trellis_core.lora.scales import AdapterConfig, Config
@@ -92,7 +92,7 @@ def test_what_wins() -> None:
 
 def test_magnitudes_near_the_weights_tell_and_others_do_not() -> None:
     first, second = torch.rand(24) + 1, torch.rand(24) + 3
-    dora = LowRank(torch.zeros(1, 24), torch.zeros(24, 1), 1.0, first * 1.01)
+    dora = Decomposed(LowRank(torch.zeros(1, 24), torch.zeros(24, 1), 1.0), first * 1.01)
     plain = Adapter({"a": dora, "b": Difference(torch.zeros(2))}, None, None, frozenset({"DoRA"}), frozenset(), "")
     assert magnitude_names(plain) == ["a"]
     assert by_magnitude(plain, {"one": {"a": first}, "two": {"a": second}}) == "one"

@@ -14,7 +14,7 @@ from torch import Tensor
 from trellis_core.errors import InputError, WeightsError
 from trellis_core.lora import combine, read
 from trellis_core.lora.apply import Use, change_of
-from trellis_core.lora.deltas import Delta, Hadamard, Kronecker, LowRank
+from trellis_core.lora.deltas import Decomposed, Delta, Hadamard, Kronecker, LowRank
 from trellis_core.lora.read import Adapter, read_lora
 from trellis_core.lora.stack import Lora
 from trellis_core.lora.write import save
@@ -138,7 +138,7 @@ def test_strengths_are_numbers_within_limits(strength: float) -> None:
 def test_rows_of_zeros_stay_zeros_with_a_magnitude() -> None:
     weight, up = torch.randn(24, 24, generator=generator), UP.clone()
     weight[3], up[3] = 0, 0
-    dora = LowRank(DOWN, up, 0.5, torch.full((24,), 2.0))
+    dora = Decomposed(LowRank(DOWN, up, 0.5), torch.full((24,), 2.0))
     made = weight + dora.matrix(weight)
     lengths = made.norm(dim=1)
     assert lengths[3] == 0 and torch.allclose(lengths[torch.arange(24) != 3], torch.tensor(2.0))
