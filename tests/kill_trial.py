@@ -256,7 +256,7 @@ def serve(folder: Path, url: str) -> None:
 
     async def run() -> None:
         service = app.Service(app.ServiceConfig(folder))
-        runner = local.LocalRunner(Gate(), service.reader, service.store)
+        runner = local.LocalRunner(Gate(), service.reader, service.store, service.pools)
         async with command.running(service, runner, "127.0.0.1", int(url.split(":")[2].split("/")[0])):
             await asyncio.Event().wait()
 
@@ -303,7 +303,7 @@ class _Hub(BaseHTTPRequestHandler):
     REPOSITORIES = {
         "microsoft/TRELLIS.2-4B": ("pipeline.json", "ckpts/ss_flow_img_dit.safetensors", "ckpts/shape_dec_next.safetensors"),
         "microsoft/TRELLIS-image-large": ("ckpts/ss_dec_conv3d_16l8_fp16.safetensors", "ckpts/ss_dec_conv3d_16l8_fp16.json"),
-        "facebook/dinov3-vitl16-pretrain-lvd1689m": ("config.json", "model.safetensors"),
+        "timm/vit_large_patch16_dinov3.lvd1689m": ("config.json", "model.safetensors"),
     }
     protocol_version = "HTTP/1.1"
 

@@ -33,6 +33,7 @@ class Trellis(fal.App, keep_alive=300, min_concurrency=0, max_concurrency=8):  #
 
     machine_type = "GPU-H100"
     requirements = ["torch==2.13.0", "numpy", "scipy", "pillow", "safetensors", "pydantic", "tqdm", "fast-simplification"]
+    requirements += ["platformdirs", "filelock", "trimesh>=5.2", "lxml", "xxhash"]
     requirements += ["rembg", "onnxruntime"]
     local_python_modules = ["trellis_core"]
 

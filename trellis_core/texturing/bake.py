@@ -150,7 +150,7 @@ def decide_alpha(alpha: Tensor, number: Tensor, size: int, grain: float) -> tupl
         return "OPAQUE", share
     from scipy import ndimage
 
-    picture = torch.zeros(size * size, dtype=torch.bool)
+    picture = torch.zeros(size * size, dtype=torch.bool, device="cpu")
     picture[number[seen].cpu()] = True
     labelled: Any = ndimage.label(picture.view(size, size).numpy(), np.ones((3, 3)))
     patch = torch.from_numpy(labelled[0]).flatten()[number[seen].cpu()].long()
