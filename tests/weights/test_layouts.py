@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import gguf as peer
 import numpy as np
 import pytest
 import torch
@@ -21,6 +20,8 @@ from trellis_core.weights import encoder_names
 from trellis_core.weights import official as published
 from trellis_core.weights.network_file import IMAGE_ENCODER, NetworkFile, image_encoder_file, network_file
 from trellis_core.weights.repackaged import find_networks
+
+peer = pytest.importorskip("gguf")
 
 
 @pytest.fixture(autouse=True)
