@@ -130,7 +130,7 @@ def test_stages_go_on_from_files(host: Host, stage: str) -> None:
 
 def test_every_stage_stops_within_a_second_and_the_next_prompt_goes_on(host: Host) -> None:
     name = "image_to_3d_stages"
-    changes = {f"n{find(workflow(name), 'SampleStructure')}_seed": 1, f"n{find(workflow(name), 'Remesh')}_remesh_band": 1.5}
+    changes = {f"n{find(workflow(name), 'StructureSampler')}_seed": 1, f"n{find(workflow(name), 'Remesh')}_remesh_band": 1.5}
     prompt = workflow(name, **changes)
     kinds = ["StructureSampler", "ShapeSampler", "TextureSampler", "Decode", "Remesh", "Bake"]
     waits = {}
@@ -146,7 +146,7 @@ def test_every_stage_stops_within_a_second_and_the_next_prompt_goes_on(host: Hos
 
 
 def test_the_one_node_stops_within_a_second_at_any_time(host: Host) -> None:
-    prompt = workflow("one_node", **{f"n{find(workflow('one_node'), 'ImageTo3D')}_seed": 2})
+    prompt = workflow("one_node", **{f"n{find(workflow('one_node'), 'Generate')}_seed": 2})
     waits = {}
     for share in (0.02, 0.2, 0.45, 0.55, 0.65, 0.75, 0.9):
         stopped = host.client.run(prompt, interrupt_at=(find(prompt, "Generate"), share))
@@ -156,7 +156,7 @@ def test_the_one_node_stops_within_a_second_at_any_time(host: Host) -> None:
 
 
 def test_progress_only_grows_and_pictures_come_meanwhile(host: Host) -> None:
-    prompt = workflow("shape_only", **{f"n{find(workflow('shape_only'), 'SampleStructure')}_seed": 3})
+    prompt = workflow("shape_only", **{f"n{find(workflow('shape_only'), 'StructureSampler')}_seed": 3})
     outcome = host.client.run(prompt)
     assert outcome.how == "success", outcome.message()
     for kind in ("StructureSampler", "ShapeSampler", "Decode", "Remesh"):
