@@ -336,8 +336,10 @@ def generate_all(
     LoRAs that the settings name are put on the family, unless it has LoRAs already (see `lora.stack.place`).
 
     Args:
-        seed, samples: as for `sample_structure`.
-        matte, cropped: as for `condition`.
+        seed: as for `sample_structure`.
+        samples: likewise.
+        matte: as for `condition`.
+        cropped: likewise.
         on_condition: is shown what the networks see, as soon as it is known.
         on_voxels: is shown each object's colours before they are baked.
         watch: is shown how structure and shape come about.

@@ -108,11 +108,6 @@ def find_camera(
     return _refined(model, best.camera, resized(picture, _FINE), _LAST_ROUNDS, ctx)
 
 
-def judge(model: Model, camera: PictureCamera, picture: Array) -> Match:
-    """How well a model agrees with a picture float [S, S, 4] through a camera."""
-    return _compared(look(camera, model.vertices, model.faces, len(picture)), model, camera, picture)
-
-
 def _candidates(azimuth: float | None, elevation: float | None) -> list[PictureCamera]:
     around = (
         [360 * k / _AZIMUTHS for k in range(_AZIMUTHS)] if azimuth is None else [azimuth + k for k in (-24, -12, 0, 12, 24)]
